@@ -46,6 +46,7 @@ class Affine:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     output_padding: tuple[int, ...] = ()
+    crop: tuple[int, ...] = ()  # outputs to leave out at the start of each axis: padding="same" of an even kernel
     groups: int = 1
     cache: dict[Hashable, Tensor] = field(default_factory=dict)
 
@@ -63,7 +64,10 @@ class Affine:
             return _FUNCTIONS[self.kind](
                 x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
             )
-        return _FUNCTIONS[self.kind](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        y = _FUNCTIONS[self.kind](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        for axis, start in enumerate(self.crop, start=2):
+            y = y.narrow(axis, start, y.shape[axis] - start) if start else y
+        return y
 
     def transpose(self, s: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """W^T s, of the given input shape: the backward pass of ``forward`` with respect to x."""
@@ -71,6 +75,8 @@ class Affine:
             return s * weight
         if self.kind == "linear":
             return s @ weight
+        if any(self.crop):
+            s = torch.nn.functional.pad(s, [side for c in reversed(self.crop) for side in (c, 0)])
         # the values of the input do not matter for a linear map, only its shape and layout do
         like = torch.empty_strided(shape, [0] * len(shape), dtype=s.dtype, device=s.device)
         grad, _, _ = torch.ops.aten.convolution_backward(
@@ -116,9 +122,14 @@ def from_call(kind: str, arguments: dict[str, Any]) -> Affine:
     geometry: dict[str, Any] = {}
     if kind != "linear":
         dims = weight.dim() - 2
+        padding = arguments.get("padding", 0)
+        starts, ends = padding, padding
+        if isinstance(padding, str):
+            starts, ends = _sides(padding, weight, arguments.get("dilation", 1))
         geometry = {
             "stride": _tuple(arguments.get("stride", 1), dims),
-            "padding": _tuple(arguments.get("padding", 0), dims),
+            "padding": _tuple(ends, dims),
+            "crop": tuple(e - s for s, e in zip(_tuple(starts, dims), _tuple(ends, dims), strict=True)),
             "dilation": _tuple(arguments.get("dilation", 1), dims),
             "groups": arguments.get("groups", 1),
         }
@@ -157,7 +168,7 @@ def merge_batch_norm(
         new_bias = shift if layer.bias is None else scale * layer.bias + shift
         return replace(layer, weight=_laid_out(merged), bias=new_bias, cache={})
 
-    key = (layer.kind, layer.stride, layer.padding, layer.dilation, layer.output_padding, layer.groups, eps)
+    key = (layer.kind, layer.stride, layer.padding, layer.crop, layer.dilation, layer.output_padding, layer.groups, eps)
     return _remembered("batch_norm", [*sources, *[t for t in (mean, var, weight, bias) if t is not None]], make, key)
 
 
@@ -193,19 +204,23 @@ def _fingerprint(t: Tensor) -> tuple[Any, ...]:
     """Identity, version and two random projections u^T W v of the values: one cheap pass over the weights."""
     with torch.no_grad():
         matrix = t.detach().reshape(t.shape[0] if t.dim() else 1, -1)
+        if matrix.dtype in (torch.float16, torch.bfloat16):  # too coarse to see a small change in a sum
+            matrix = matrix.float()
         # elementwise on vectors, matrix-vector products on matrices; the probing vectors are fixed and irregular
-        rows, columns = (_probe(n, t) for n in matrix.shape)
+        rows, columns = _probe(matrix.shape[0], _ROWS, matrix), _probe(matrix.shape[1], _COLUMNS, matrix)
         value = torch.dot(rows, torch.mv(matrix, columns)) if t.is_floating_point() else matrix.sum()
-    return t.data_ptr(), t._version, t.dtype, value.item()
+    return t.data_ptr(), None if t.is_inference() else t._version, t.dtype, value.item()
 
 
-_PROBES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+# irrational, so never periodic; two of them, so that a transposed matrix looks different
+_ROWS, _COLUMNS = 0.7548776662466927, 0.5698402909980532
+_PROBES: dict[tuple[int, float, torch.dtype, torch.device], Tensor] = {}
 
 
-def _probe(n: int, like: Tensor) -> Tensor:
-    key = (n, like.dtype, like.device)
+def _probe(n: int, angle: float, like: Tensor) -> Tensor:
+    key = (n, angle, like.dtype, like.device)
     if key not in _PROBES:
-        angles = torch.arange(1, n + 1, dtype=torch.float64) * 0.7548776662466927  # irrational, so never periodic
+        angles = torch.arange(1, n + 1, dtype=torch.float64) * angle
         _PROBES[key] = (0.5 + angles.frac()).to(like.dtype).to(like.device)
     return _PROBES[key]
 
@@ -217,11 +232,11 @@ def _laid_out(weight: Tensor) -> Tensor:
     return weight
 
 
-def padding_of_name(padding: str, weight: Tensor, dilation: Any) -> list[int]:
-    """What padding="same" or "valid" adds at each side, in the order of ``torch.nn.functional.pad``."""
+def _sides(padding: str, weight: Tensor, dilation: Any) -> tuple[list[int], list[int]]:
+    """What padding="same" or "valid" adds at the start and at the end of each axis."""
     sizes, dilations = weight.shape[2:], _tuple(dilation, weight.dim() - 2)
     totals = [0 if padding == "valid" else d * (k - 1) for d, k in zip(dilations, sizes, strict=True)]
-    return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return [total // 2 for total in totals], [total - total // 2 for total in totals]
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:

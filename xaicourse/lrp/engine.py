@@ -36,7 +36,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import affine, operations
 from .composites import Composite
-from .ledger import Recorder
+from .ledger import Recorder, Row
 from .rules import Call, Propagation
 
 
@@ -226,9 +226,6 @@ class Engine(TorchFunctionMode):
         meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
         meta["input"] = torch.empty(x.shape, dtype=x.dtype, device="meta")
         shape = function(**meta).shape
-        if isinstance(arguments.get("padding"), str):
-            sides = affine.padding_of_name(arguments["padding"], weight, arguments.get("dilation", 1))
-            x, arguments["padding"] = self._plain(torch.nn.functional.pad, (x, sides), {}), 0
         sources = [weight] if bias is None else [weight, bias]
         return self._placeholder(
             Pending(affine.from_call(kind, arguments), sources, x, self._here(), (kind,), []), shape
@@ -242,7 +239,9 @@ class Engine(TorchFunctionMode):
         norm = (mean, var, a.get("weight"), a.get("bias"), a.get("eps", 1e-5))
         info = self.traced[a["input"]]
         before = info.pending
-        if before is not None and info.value is None and "batch_norm" not in before.functions:
+        # channels are the second axis; those of a linear layer are its last
+        same_axis = a["input"].dim() == 2 or before is None or before.layer.kind != "linear"
+        if before is not None and info.value is None and "batch_norm" not in before.functions and same_axis:
             layer = affine.merge_batch_norm(before.layer, before.sources, *norm)
             functions = (*before.functions, "batch_norm")
             return self._placeholder(Pending(layer, [], before.x, before.path, functions, []), a["input"].shape)
@@ -257,7 +256,7 @@ class Engine(TorchFunctionMode):
 
     def _materialised(self, t: Tensor) -> Tensor:
         """The tensor that t stands for."""
-        info = self.traced.get(t)
+        info = self.traced[t] if self._is_traced(t) else None
         if info is None:
             return t
         if info.value is None and info.pending is not None:
@@ -312,7 +311,10 @@ class Engine(TorchFunctionMode):
                 raise self._refusal(function, "drops entries at random (training mode)")
             result = self._plain(torch.clone, args[:1], {})
         elif function in operations.SCALING:
-            a, b = operations.arguments("scaling", args, kwargs).values()
+            named = operations.arguments("scaling", args, kwargs)
+            a, b = named["input"], named["other"]
+            if named.get("rounding_mode") is not None:
+                raise self._refusal(function, "rounds its result")
             divides = function in operations.DIVISION
             if isinstance(b, Tensor) and b in self.traced and (divides or (isinstance(a, Tensor) and a in self.traced)):
                 what = "divides by a tensor" if divides else "multiplies two tensors"
@@ -327,6 +329,8 @@ class Engine(TorchFunctionMode):
         return result
 
     def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
+        if t not in self.traced:
+            raise self._refusal(function, "works in place on a tensor that does not depend on the input")
         base = self.traced[t].base
         shared = base is not None and base() is not None
         if shared or any(info.base is not None and info.base() is t for info in self.traced.values()):
@@ -362,10 +366,12 @@ class Engine(TorchFunctionMode):
         else:
             result = run(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+        if not outputs:
+            raise self._refusal(function, "turns it into integers, which carry no relevance")
         raw = function not in operations.RELU and all(info.raw for info in infos)
-        twins = self._twins(function, run, args, kwargs, infos, outputs) if raw else [None] * len(outputs)
+        twins = self._twins(function, run, args, kwargs, infos, outputs, row) if raw else [None] * len(outputs)
         nonnegative = operations.stays_nonnegative(
-            function, kwargs, len(infos) == len(tensors) and all(info.nonnegative for info in infos)
+            function, kwargs, len(tensors), len(infos) == len(tensors) and all(info.nonnegative for info in infos)
         )
         base = next(t for t in tensors if t in self.traced) if function in operations.VIEWS else None
         if base is not None and (older := self.traced[base].base) is not None:
@@ -379,15 +385,31 @@ class Engine(TorchFunctionMode):
         return result
 
     def _twins(
-        self, function: Any, run: Any, args: Any, kwargs: Any, infos: list[Traced], outputs: list[Tensor]
+        self,
+        function: Any,
+        run: Any,
+        args: Any,
+        kwargs: Any,
+        infos: list[Traced],
+        outputs: list[Tensor],
+        row: Row | None,
     ) -> list[Tensor | None]:
         """The same reshapes of the input's twin. A constant that is added or multiplied moves no relevance to elsewhere."""
-        if any(info.twin is None for info in infos):
+        if any(info.twin is None for info in infos) or not operations.moves_pixels(function, len(infos)):
             return [None] * len(outputs)
         if function in operations.PIXELWISE and len(infos) == 1:
             twin = infos[0].twin
             return [twin if twin is not None and twin.shape == t.shape else None for t in outputs]
-        swapped = tree_map_only(Tensor, lambda t: self.traced[t].twin if t in self.traced else t, (args, kwargs))
-        return [
-            t for t in tree_leaves(run(*swapped[0], **swapped[1])) if isinstance(t, Tensor) and t.is_floating_point()
-        ]
+        recorder = self.recorder
+
+        def twin_of(t: Tensor) -> Any:
+            twin = self.traced[t].twin if t in self.traced else t
+            return recorder.input(twin, row, is_relevance=True) if recorder and row and twin is not t else twin
+
+        swapped = tree_map_only(Tensor, twin_of, (args, kwargs))
+        found = tree_leaves(run(*swapped[0], **swapped[1]))
+        twins = [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
+        if recorder and row:
+            for t in twins:
+                recorder.output(t, row, is_relevance=True)
+        return [*twins]

@@ -139,12 +139,12 @@ class Recorder:
         """x as the operation of this row reads it."""
         return _Probe.apply(x, row, is_relevance)
 
-    def output(self, y: Tensor, row: Row, parts: Sequence[Part] = ()) -> None:
+    def output(self, y: Tensor, row: Row, parts: Sequence[Part] = (), *, is_relevance: bool = False) -> None:
         """y is a result of the operation of this row; ``parts`` as its rule gave them."""
         value = y.detach()  # a hook that held y itself would keep the graph alive for ever
 
         def account(c: Tensor) -> None:
-            relevance = c * value
+            relevance = c if is_relevance else c * value
             row.incoming += _sum(relevance)
             row.incoming_abs += _sum(relevance.abs())
             for part in parts:

@@ -122,15 +122,39 @@ _AVERAGES = frozenset(
 )
 
 
-def stays_nonnegative(function: Callable[..., Any], kwargs: dict[str, Any], nonnegative: bool) -> bool:
-    """Whether the result is known to have no entry below zero; ``nonnegative``: whether that holds for all arguments."""
+_SUMS = _all("add", "__add__")
+
+
+def stays_nonnegative(function: Callable[..., Any], kwargs: dict[str, Any], tensors: int, nonnegative: bool) -> bool:
+    """Whether the result is known to have no entry below zero; ``nonnegative``: whether that holds for all tensors."""
     if function in RELU:
         return True
-    return nonnegative and function in _AVERAGES and not kwargs.get("alpha")
+    if function in _SUMS and (tensors < 2 or kwargs.get("alpha")):  # a number that is added may be negative
+        return False
+    return nonnegative and function in _AVERAGES
 
 
 PIXELWISE = frozenset([*SCALING, *_all("add", "add_", "sub", "sub_", "__rsub__", "rsub", "to", "float", "double", "neg")])
 """With a constant they act on each entry alone: relevance of the result is relevance of that entry."""
+
+_MIXES = frozenset(
+    [
+        *_all("sum", "max_pool1d", "max_pool2d", "max_pool3d"),
+        *_all("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    ]
+)
+_SUMS_AND_DIFFERENCES = frozenset(
+    [
+        *_all("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract", "__sub__", "__isub__"),
+        *_all("rsub", "__rsub__"),
+    ]
+)
+
+
+def moves_pixels(function: Callable[..., Any], inputs: int) -> bool:
+    """Whether relevance of the result is relevance of certain input pixels, whatever their values are."""
+    return function not in _MIXES and (inputs == 1 or function not in _SUMS_AND_DIFFERENCES)
+
 
 VIEWS = frozenset(
     [

@@ -58,7 +58,7 @@ def z_plus(w: Tensor, b: Tensor, x: Tensor, relevance: Tensor, *, epsilon: float
 
 
 def gamma(
-    w: Tensor, b: Tensor, x: Tensor, relevance: Tensor, *, gamma: float, epsilon: float = 1e-6, bias: bool = False
+    w: Tensor, b: Tensor, x: Tensor, relevance: Tensor, *, gamma: float, epsilon: float = 1e-6, bias: bool = True
 ) -> Tensor:
     """z_ki = w_ki x_i + gamma (w_ki x_i)^s, with s the sign of the neuron's output; nothing for a neuron at zero."""
     z, y = w * x, w @ x + b

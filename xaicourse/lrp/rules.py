@@ -178,11 +178,10 @@ class AlphaBeta:
     def propagate(self, call: Call) -> Propagation:
         layer, beta = call.layer, self.beta
         plus, minus = layer.positive, layer.negative
-        z = layer.forward(call.x, layer.weight)
-        z_plus = call.map(plus, minus)
-        # z = z+ + z-, so that the third map is a subtraction; the ledger wants it without rounding
-        z_minus = call.map(minus, plus) if call.account else (z - z_plus).clamp_(max=0)
-        y = z if layer.bias is None else z.add_(layer.along_channels(layer.bias, z.dim()))
+        # z- is not got as z - z+, where rounding would leave a neuron with a small z- a wrong share; z is z+ + z-
+        z_plus, z_minus = call.map(plus, minus), call.map(minus, plus)
+        y = z_plus + z_minus
+        y = y if layer.bias is None else y.add_(layer.along_channels(layer.bias, y.dim()))
         y, _ = call.activated(y)
         b_plus, b_minus = _clamped(call.bias(self.bias), min=0), _clamped(call.bias(self.bias), max=0)
         q_plus = _positive_quotient(y, z_plus, b_plus, self.epsilon, keep=call.account).mul_(1 + beta)
@@ -206,12 +205,14 @@ class Gamma:
     """LRP-gamma: M = (w_ik x_i + gamma (w_ik x_i)^s) / sum_i' of the same, where s is the sign of the neuron's output.
 
     Positive contributions count 1 + gamma times for a neuron that fires, negative ones for a neuron below zero; a
-    neuron at zero passes nothing on. With ``bias``, b + gamma b^s takes its share. gamma = 0 is LRP-epsilon without the
-    bias, gamma to infinity is z+. Montavon et al. 2019; in this generalised form, Andeol et al. 2021.
+    neuron at zero passes nothing on. With ``bias`` (the default), b + gamma b^s takes its share: then the sum is never
+    smaller than the output in absolute value, and relevance stays bounded. Without it the sum can come near zero while
+    the output does not, and relevance can explode. gamma = 0 is LRP-epsilon, gamma to infinity is z+.
+    Montavon et al. 2019; in this generalised form, Andeol et al. 2021.
     """
 
     gamma: float = 0.25
-    bias: bool = False
+    bias: bool = True
     epsilon: float = STABILISER
     returns_relevance = False
 

@@ -1,0 +1,4 @@
+"""Measurements of the package beside its peers: ``python -m benchmarks NAME --json FILE``. Not installed, never timed in tests.
+
+``framework`` measures and prints; every other file is one benchmark and says what is compared with what.
+"""
