@@ -77,8 +77,10 @@ class Affine:
             return s @ weight
         if any(self.crop):
             s = torch.nn.functional.pad(s, [side for c in reversed(self.crop) for side in (c, 0)])
-        # the values of the input do not matter for a linear map, only its shape and layout do
-        like = torch.empty_strided(shape, [0] * len(shape), dtype=s.dtype, device=s.device)
+        # the values of the input do not matter for a linear map, only its shape and layout do: memory that nobody touches
+        channels_last = s.dim() == 4 and s.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        like = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=layout)
         grad, _, _ = torch.ops.aten.convolution_backward(
             s,
             like,

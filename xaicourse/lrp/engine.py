@@ -277,7 +277,9 @@ class Engine(TorchFunctionMode):
         row = self.recorder.row(pending.path, pending.functions, repr(rule)) if self.recorder else None
         with torch.no_grad():
             nonnegative = info.nonnegative or not bool((x < 0).any())
-            propagation = rule.propagate(Call(layer, x.detach(), nonnegative, activation, account=row is not None))
+            inside = None if twin is None else (twin == 1).to(x)  # the twin is 1 all over, and padding is not
+            call = Call(layer, x.detach(), nonnegative, activation, account=row is not None, inside=inside)
+            propagation = rule.propagate(call)
         if self.recorder and row:
             x = self.recorder.input(x, row)
             twin = twin if twin is None else self.recorder.input(twin, row, is_relevance=True)

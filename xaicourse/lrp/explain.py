@@ -94,7 +94,7 @@ def _explain(
     engine = Engine(model, rules, recorder)
     with torch.inference_mode(False), torch.enable_grad():
         x = _copy(inputs).requires_grad_()
-        twin = torch.zeros_like(x).requires_grad_()
+        twin = torch.ones_like(x).requires_grad_()
         entrance = engine.enter(x, twin)
         with engine.running():
             outputs = model(entrance)

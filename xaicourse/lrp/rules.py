@@ -59,6 +59,8 @@ class Call:
     activation   g with g(0) = 0 that follows, folded in: the secant g(z) / z becomes part of q; ``torch.relu_`` or None
                  or a function that leaves its argument alone
     account      return the parts for the ledger, computed without shortcuts
+    inside       1 where x is an entry of the network's input and 0 where it is padding; asked for by the rules that
+                 return relevance, for they would give padding a share too
     """
 
     layer: Affine
@@ -66,6 +68,7 @@ class Call:
     nonnegative: bool = False
     activation: Callable[[Tensor], Tensor] | None = None
     account: bool = False
+    inside: Tensor | None = None
 
     def bias(self, share: bool) -> Tensor | None:
         """The bias, broadcast along the channels, where it takes a share."""
@@ -275,6 +278,8 @@ class ZBox:
         layer, x = call.layer, call.x
         plus, minus = layer.positive, layer.negative
         low, high = self._corner(self.low, x, torch.amin), self._corner(self.high, x, torch.amax)
+        if call.inside is not None:
+            low, high = low * call.inside, high * call.inside
         if bool((x < low).any()) or bool((x > high).any()):
             raise ValueError(
                 f"ZBox: the input spans [{x.min().item():.4g}, {x.max().item():.4g}] and leaves the box; low and high "
@@ -347,11 +352,14 @@ def _by_weights(call: Call, weight: Tensor, bias: Tensor | None, epsilon: float)
     """R_i = sum_k v_ik / sum_i' v_i'k R_k with v >= 0, whatever the input is."""
     layer, shape = call.layer, call.x.shape
     y, _ = call.activated(call.output())
-    z = layer.forward(torch.ones_like(call.x), weight)
+    z = layer.forward(torch.ones_like(call.x) if call.inside is None else call.inside, weight)
     q = _positive_quotient(y, z, bias, epsilon, keep=call.account)
-    return Propagation(
-        y, lambda c: layer.transpose(c * q, weight, shape), [Part(1.0, z, bias, q)] if call.account else []
-    )
+
+    def pull(c: Tensor) -> Tensor:
+        r = layer.transpose(c * q, weight, shape)
+        return r if call.inside is None else r * call.inside
+
+    return Propagation(y, pull, [Part(1.0, z, bias, q)] if call.account else [])
 
 
 def _quotient(y: Tensor, z: Tensor, epsilon: float) -> Tensor:
