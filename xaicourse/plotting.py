@@ -737,7 +737,7 @@ def _number(value: float, digits: int = 3) -> str:
     """A number with so many significant digits: 0.00123, 12.3, 2.93×10¹¹; the minus is a real one."""
     text = f"{float(value):.{digits}g}"
     mantissa, _, exponent = text.partition("e")
-    if exponent and -5 <= int(exponent) < 5:
+    if exponent and -3 <= int(exponent) < 5:
         text = f"{float(text):.{max(digits - 1 - int(exponent), 0)}f}"
     elif exponent or abs(float(text)) >= 1e5:
         mantissa, exponent = f"{float(text):.{digits - 1}e}".split("e")

@@ -50,11 +50,16 @@ def test_relevance_has_the_shape_dtype_and_device_of_the_inputs(model, x, dtype,
 
 @pytest.mark.parametrize("composite", lrp.COMPOSITES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gives_what_half_precision_can(model, x, dtype, composite):
-    r = lrp.relevance(model.to(dtype), x.to(dtype), 3, composite=composite)
-    assert (r.shape, r.dtype) == (x.shape, dtype)
-    wanted = lrp.relevance(model.double(), x.to(dtype).double(), 3, composite=composite)
-    assert torch.nn.functional.cosine_similarity(r.double().flatten(), wanted.flatten(), 0) > 0.95
+def test_half_precision_gives_what_it_can_or_says_that_it_cannot(model, x, dtype, composite):
+    wanted = lrp.relevance(model, x.to(dtype).double(), 3, composite=composite)
+    try:
+        r = lrp.relevance(model.to(dtype), x.to(dtype), 3, composite=composite)
+    except ValueError as error:
+        # a bias of 0.3 over a stabiliser of 1e-6 is more than float16 can hold
+        assert dtype == torch.float16 and "the relevance must be finite" in str(error)
+    else:
+        assert (r.shape, r.dtype) == (x.shape, dtype)
+        assert torch.nn.functional.cosine_similarity(r.double().flatten(), wanted.flatten(), 0) > 0.95
 
 
 def test_a_trace_holds_output_relevance_layers_and_ledger(model, x):

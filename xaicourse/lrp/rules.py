@@ -44,7 +44,10 @@ class Part(NamedTuple):
 
 
 class Propagation(NamedTuple):
-    """What a rule makes of one call of a layer: its output y, the way back from c_y to c_x, and its ledger parts."""
+    """What a rule makes of one call of a layer: its output y, the way back from c_y to c_x, and its ledger parts.
+
+    ``pull`` may be called once: it uses the memory of what the rule remembered.
+    """
 
     output: Tensor
     pull: Callable[[Tensor], Tensor]
@@ -70,10 +73,17 @@ class Call:
     account: bool = False
     inside: Tensor | None = None
 
-    def bias(self, share: bool) -> Tensor | None:
-        """The bias, broadcast along the channels, where it takes a share."""
-        b = self.layer.bias
-        return self.layer.along_channels(b, self.x.dim()) if share and b is not None else None
+    def broadcast(self, bias: Tensor) -> Tensor:
+        """A bias of the layer, shaped so that it can be added to its output."""
+        return self.layer.along_channels(bias, self.x.dim())
+
+    def part(self, share: float, z: Tensor, bias: Tensor | None, q: Tensor) -> Part:
+        return Part(share, z, None if bias is None else self.broadcast(bias), q)
+
+    def stabilised(self, bias: Tensor | None, epsilon: float) -> Tensor:
+        """bias + epsilon, as a bias: where the sign of a sum is known, the layer itself adds its stabiliser."""
+        constant = self.layer.constant(epsilon)
+        return constant if bias is None else constant + bias
 
     def output(self) -> Tensor:
         return self.layer.forward(self.x, self.layer.weight, self.layer.bias)
@@ -85,12 +95,12 @@ class Call:
         out = self.activation(y)
         return (out, out) if self.activation is torch.relu_ else (out, y)
 
-    def map(self, for_positive: Tensor, for_negative: Tensor) -> Tensor:
-        """A x+ + B x-, with the weights A that positive inputs meet and B that negative ones do."""
+    def map(self, for_positive: Tensor, for_negative: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A x+ + B x- + bias, with the weights A that positive inputs meet and B that negative ones do."""
         if self.nonnegative:
-            return self.layer.forward(self.x, for_positive)
-        z = self.layer.forward(self.x.clamp(min=0), for_positive)
-        return z.add_(self.layer.forward(self.x.clamp(max=0), for_negative))
+            return self.layer.forward(self.x, for_positive, bias)
+        signed = self.x.clamp(min=0), self.x.clamp(max=0)
+        return self.layer.forward_sum(signed, (for_positive, for_negative), bias)
 
     def transposer(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The transpose of ``map``, (s, A, B) -> c_x; it keeps the signs of x, not x itself."""
@@ -98,7 +108,7 @@ class Call:
         if self.nonnegative:
             return lambda s, a, b: layer.transpose(s, a, shape)
         above = self.x > 0
-        return lambda s, a, b: torch.where(above, layer.transpose(s, a, shape), layer.transpose(s, b, shape))
+        return lambda s, a, b: torch.where(above, *layer.transpose_each(s, (a, b), shape))
 
 
 class Rule(Protocol):
@@ -130,13 +140,16 @@ class Epsilon:
     def propagate(self, call: Call) -> Propagation:
         layer, shape = call.layer, call.x.shape
         y = call.output()
-        own = None if self.bias else call.bias(True)
+        own = None if self.bias or layer.bias is None else call.broadcast(layer.bias)
         z = y if own is None else y - own
         y, before = call.activated(y)
-        q = _quotient(y, before if own is None else z, self.epsilon)
-        b = call.bias(self.bias)
+        if own is None and call.activation is torch.relu_:  # then z is y wherever y is not zero
+            q = _ratio(y, y + self.epsilon, self.epsilon)
+        else:
+            q = _quotient(y, before if own is None else z, self.epsilon)
+        b = call.broadcast(layer.bias) if self.bias and layer.bias is not None else None
         parts = [Part(1.0, z if b is None else z - b, b, q)] if call.account else []
-        return Propagation(y, lambda c: layer.transpose(c * q, layer.weight, shape), parts)
+        return Propagation(y, lambda c: layer.transpose(q.mul_(c), layer.weight, shape), parts)
 
 
 @dataclass(frozen=True)
@@ -153,11 +166,11 @@ class ZPlus:
     def propagate(self, call: Call) -> Propagation:
         plus, minus = call.layer.positive, call.layer.negative
         y, _ = call.activated(call.output())
-        z = call.map(plus, minus)
-        b = _clamped(call.bias(self.bias), min=0)
-        q = _positive_quotient(y, z, b, self.epsilon, keep=call.account)
+        b = call.layer.bias.clamp(min=0) if self.bias and call.layer.bias is not None else None
+        q = _ratio(y, call.map(plus, minus, call.stabilised(b, self.epsilon)), self.epsilon)
         transpose = call.transposer()
-        return Propagation(y, lambda c: transpose(c * q, plus, minus), [Part(1.0, z, b, q)] if call.account else [])
+        parts = [call.part(1.0, call.map(plus, minus), b, q)] if call.account else []
+        return Propagation(y, lambda c: transpose(q.mul_(c), plus, minus), parts)
 
 
 @dataclass(frozen=True)
@@ -181,25 +194,26 @@ class AlphaBeta:
     def propagate(self, call: Call) -> Propagation:
         layer, beta = call.layer, self.beta
         plus, minus = layer.positive, layer.negative
-        # z- is not got as z - z+, where rounding would leave a neuron with a small z- a wrong share; z is z+ + z-
-        z_plus, z_minus = call.map(plus, minus), call.map(minus, plus)
-        y = z_plus + z_minus
-        y = y if layer.bias is None else y.add_(layer.along_channels(layer.bias, y.dim()))
+        b = layer.bias if self.bias else None
+        b_plus, b_minus = (None, None) if b is None else (b.clamp(min=0), b.clamp(max=0))
+        sum_plus = call.map(plus, minus, call.stabilised(b_plus, self.epsilon))
+        sum_minus = call.map(minus, plus, call.stabilised(b_minus, -self.epsilon))
+        # z = z+ + z-; the stabilisers cancel. z- is not got as z - z+, where rounding would spoil the small ones
+        y = sum_plus + sum_minus
+        if b is None and layer.bias is not None:
+            y += call.broadcast(layer.bias)
         y, _ = call.activated(y)
-        b_plus, b_minus = _clamped(call.bias(self.bias), min=0), _clamped(call.bias(self.bias), max=0)
-        q_plus = _positive_quotient(y, z_plus, b_plus, self.epsilon, keep=call.account).mul_(1 + beta)
-        # -(z-) is not negative: the same quotient, with the sign taken into the factor
-        q_minus = _positive_quotient(
-            y, z_minus.neg_(), None if b_minus is None else -b_minus, self.epsilon, keep=call.account
-        ).mul_(beta)
+        q_plus = _ratio(y, sum_plus, self.epsilon, 1 + beta)
+        q_minus = _ratio(y, sum_minus, self.epsilon, -beta)
         transpose = call.transposer()
 
         def pull(c: Tensor) -> Tensor:
-            return transpose(c * q_plus, plus, minus).add_(transpose(c * q_minus, minus, plus))
+            return transpose(q_plus.mul_(c), plus, minus).add_(transpose(q_minus.mul_(c), minus, plus))
 
         parts = []
         if call.account:
-            parts = [Part(1 + beta, z_plus, b_plus, q_plus), Part(-beta, -z_minus, b_minus, q_minus)]
+            parts.append(call.part(1 + beta, call.map(plus, minus), b_plus, q_plus))
+            parts.append(call.part(-beta, call.map(minus, plus), b_minus, q_minus))
         return Propagation(y, pull, parts)
 
 
@@ -227,27 +241,33 @@ class Gamma:
         layer, gamma = call.layer, self.gamma
         up = layer.modified(("up", gamma), lambda w: w + gamma * w.clamp(min=0))
         down = layer.modified(("down", gamma), lambda w: w + gamma * w.clamp(max=0))
-        linear = layer.forward(call.x, layer.weight)
-        own = call.bias(True)
-        y, before = call.activated(linear if own is None else linear + own)
-        fires, below = before > 0, before < 0
+        b = layer.bias if self.bias else None
+        b_up = None if b is None else b + gamma * b.clamp(min=0)
+        y, before = call.activated(call.output())
+        z = call.map(up, down, b_up)
         rectified = call.activation is torch.relu_  # then no output below zero carries relevance
-        z = call.map(up, down)
-        if not rectified:  # z + gamma z-, from z + gamma z+ and z = z+ + z-
-            z = torch.where(fires, z, linear.mul(2 + gamma).sub_(z))
-        b = call.bias(self.bias)
-        if b is not None:
-            b = b + gamma * torch.where(fires, b.clamp(min=0), b.clamp(max=0))
-        q = _quotient(y, z if b is None else z + b, self.epsilon).mul_(before != 0)
+        if not rectified:  # z + gamma z-, from z + gamma z+ and z = z+ + z-; the bias likewise
+            own = before if self.bias or layer.bias is None else before - call.broadcast(layer.bias)
+            fires = before > 0
+            z = torch.where(fires, z, own.mul(2 + gamma).sub_(z))
+        q = _quotient(y, z, self.epsilon)  # zero for a neuron at zero
         transpose = call.transposer()
 
         def pull(c: Tensor) -> Tensor:
-            s = c * q
+            s = q.mul_(c)
             if rectified:
                 return transpose(s, up, down)
-            return transpose(s * fires, up, down).add_(transpose(s * below, down, up))
+            firing = s * fires
+            return transpose(firing, up, down).add_(transpose(s.sub_(firing), down, up))
 
-        return Propagation(y, pull, [Part(1.0, z, b, q)] if call.account else [])
+        parts = []
+        if call.account:
+            parts = [Part(1.0, z, None, q)]
+            if b is not None:
+                favoured = torch.where(before > 0, call.broadcast(b.clamp(min=0)), call.broadcast(b.clamp(max=0)))
+                shared = call.broadcast(b) + gamma * favoured
+                parts = [Part(1.0, z - shared, shared, q)]
+        return Propagation(y, pull, parts)
 
 
 @dataclass(frozen=True)
@@ -285,16 +305,15 @@ class ZBox:
                 f"ZBox: the input spans [{x.min().item():.4g}, {x.max().item():.4g}] and leaves the box; low and high "
                 "are bounds on the layer's input, after preprocessing"
             )
-        z = layer.forward(x, layer.weight)
-        y = z if layer.bias is None else z + layer.along_channels(layer.bias, z.dim())
-        z = z - layer.forward(low, plus) - layer.forward(high, minus)  # each term w (x - corner) is at least zero
-        y, _ = call.activated(y)
+        y, _ = call.activated(call.output())
+        # w x - w+ low - w- high: a sum of w+ (x - low) and w- (x - high), which are at least zero
+        inputs, weights = (x, low, high), (layer.weight, -plus, -minus)
+        z = layer.forward_sum(inputs, weights)
         q = _quotient(y, z, self.epsilon)
 
         def pull(c: Tensor) -> Tensor:
-            s = c * q
-            r = x * layer.transpose(s, layer.weight, x.shape)
-            return r - low * layer.transpose(s, plus, x.shape) - high * layer.transpose(s, minus, x.shape)
+            back = layer.transpose_each(q.mul_(c), weights, x.shape)
+            return sum((corner * s for corner, s in zip(inputs, back, strict=True)), torch.zeros_like(x))
 
         return Propagation(y, pull, [Part(1.0, z, None, q)] if call.account else [])
 
@@ -304,7 +323,7 @@ class ZBox:
             given = extreme(x, dim=tuple(range(1, x.dim())), keepdim=True)
         corner = torch.as_tensor(given, dtype=x.dtype, device=x.device)
         try:
-            return corner.expand_as(x).contiguous()
+            return torch.empty_like(x).copy_(corner.expand_as(x))
         except RuntimeError:
             raise ValueError(
                 f"ZBox: low and high must broadcast against the layer's input {tuple(x.shape)}, got {tuple(corner.shape)}"
@@ -327,7 +346,7 @@ class WSquare:
 
     def propagate(self, call: Call) -> Propagation:
         squared = call.layer.modified("square", torch.square)
-        b = call.bias(self.bias)
+        b = call.layer.bias if self.bias else None
         return _by_weights(call, squared, None if b is None else b.square(), self.epsilon)
 
 
@@ -352,14 +371,15 @@ def _by_weights(call: Call, weight: Tensor, bias: Tensor | None, epsilon: float)
     """R_i = sum_k v_ik / sum_i' v_i'k R_k with v >= 0, whatever the input is."""
     layer, shape = call.layer, call.x.shape
     y, _ = call.activated(call.output())
-    z = layer.forward(torch.ones_like(call.x) if call.inside is None else call.inside, weight)
-    q = _positive_quotient(y, z, bias, epsilon, keep=call.account)
+    ones = torch.ones_like(call.x) if call.inside is None else call.inside
+    q = _ratio(y, layer.forward(ones, weight, call.stabilised(bias, epsilon)), epsilon)
 
     def pull(c: Tensor) -> Tensor:
-        r = layer.transpose(c * q, weight, shape)
+        r = layer.transpose(q.mul_(c), weight, shape)
         return r if call.inside is None else r * call.inside
 
-    return Propagation(y, pull, [Part(1.0, z, bias, q)] if call.account else [])
+    parts = [call.part(1.0, layer.forward(ones, weight), bias, q)] if call.account else []
+    return Propagation(y, pull, parts)
 
 
 def _quotient(y: Tensor, z: Tensor, epsilon: float) -> Tensor:
@@ -370,19 +390,13 @@ def _quotient(y: Tensor, z: Tensor, epsilon: float) -> Tensor:
     return torch.div(y, denominator, out=denominator)
 
 
-def _positive_quotient(y: Tensor, z: Tensor, b: Tensor | None, epsilon: float, *, keep: bool) -> Tensor:
-    """y / (z + b + epsilon) for z, b >= 0, in the memory of z unless that is to be kept."""
-    denominator = z.clone() if keep else z
-    if b is not None:
-        denominator.add_(b)
+def _ratio(y: Tensor, total: Tensor, epsilon: float, share: float = 1.0) -> Tensor:
+    """share y / total, in the memory of ``total``, which has its stabiliser already and whose sign is known."""
     if epsilon == 0:
-        denominator.masked_fill_(denominator == 0, math.inf)
-    denominator.add_(epsilon)
-    return torch.div(y, denominator, out=denominator)
-
-
-def _clamped(b: Tensor | None, *, min: float | None = None, max: float | None = None) -> Tensor | None:
-    return None if b is None else b.clamp(min=min, max=max)
+        total.masked_fill_(total == 0, math.inf)
+    if share == 1:
+        return torch.div(y, total, out=total)
+    return torch.addcdiv(total.new_zeros(()), y, total, value=share, out=total)
 
 
 def _nonnegative_number(name: str, value: float) -> None:

@@ -1,0 +1,606 @@
+"""What happens between layers: functions that must work as any model calls them, and functions that must be refused."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xaicourse import lrp
+
+from .networks import Functional, agree, everywhere, gradient_x_input, randomised, same, snapshot
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def parts() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {
+        "a": randomised(nn.Conv2d(3, 4, 3, padding=1), 1),
+        "b": randomised(nn.Conv2d(4, 4, 3, padding=1), 2),
+        "norm": randomised(nn.BatchNorm2d(4), 3),
+        "down": randomised(nn.Conv2d(4, 4, 3, stride=2, padding=1), 4),
+        "up": randomised(nn.ConvTranspose2d(4, 4, 2, stride=2), 5),
+        "head": randomised(nn.Linear(4, 5), 6),
+    }
+
+
+def x() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def in_place(h: Tensor, change) -> Tensor:
+    change(h)
+    return h
+
+
+def add_to(h, other):
+    h += other
+    return h
+
+
+def scale(h, factor):
+    h *= factor
+    h /= 2
+    h -= 0.1
+    return h
+
+
+MASK = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).double()
+INDEX = torch.tensor([3, 1, 1, 0])
+
+# each is the middle of a network of ReLUs, whose LRP-0 must be gradient x input and whose ledger must account for everything
+WORKING = {
+    "x + f(x)": lambda m, h: h + m.b(h),
+    "f(x) + x": lambda m, h: m.b(h) + h,
+    "torch.add": lambda m, h: torch.add(h, m.b(h)),
+    "torch.add with alpha": lambda m, h: torch.add(h, m.b(h), alpha=-2),
+    ".add": lambda m, h: h.add(m.b(h), alpha=0.5),
+    "+= of a layer": lambda m, h: add_to(m.b(h), h),
+    "+= of an activation": lambda m, h: add_to(h.clone(), m.b(h)),
+    ".add_": lambda m, h: m.b(h).add_(h),
+    "sum of branches": lambda m, h: sum([m.b(h), h, m.b(h.relu())]),
+    "sum of a stack": lambda m, h: torch.stack([m.b(h), h, -h], dim=0).sum(0),
+    "a number added": lambda m, h: h + 0.3,
+    "a negative number added": lambda m, h: h.relu() + (-0.3),
+    "a negative number added to an average": lambda m, h: torch.add(F.avg_pool2d(h.relu(), 3, 1, 1), -0.2),
+    "a constant subtracted": lambda m, h: h - MASK,
+    "subtracted from a constant": lambda m, h: 1 - h,
+    "torch.rsub": lambda m, h: torch.rsub(h, MASK),
+    "difference": lambda m, h: m.b(h) - h,
+    "-= of a layer": lambda m, h: m.b(h).sub_(h),
+    "negative": lambda m, h: -m.b(h),
+    "torch.neg": lambda m, h: torch.neg(h),
+    "times a number": lambda m, h: 0.5 * h * 3,
+    "times a constant": lambda m, h: h * MASK,
+    "a constant times": lambda m, h: torch.mul(MASK, h),
+    "times a mask of its own": lambda m, h: h * (h > 0.1),
+    "divided by a number": lambda m, h: h / 3,
+    "divided by a constant": lambda m, h: torch.div(h, 1 + MASK),
+    "divided, rounding_mode=None": lambda m, h: torch.div(h, 2, rounding_mode=None),
+    "*=, /=, -=": lambda m, h: scale(m.b(h), 3),
+    "*=, /=, -= on an activation": lambda m, h: scale(h.clone(), 3),
+    "torch.cat": lambda m, h: torch.cat([h[:, :2], m.b(h)[:, 2:]], dim=1),
+    "torch.cat with a constant": lambda m, h: torch.cat([h[:, :3], MASK[:1].expand(2, 1, -1, -1)], 1),
+    "torch.concat of pieces": lambda m, h: torch.concat(list(h.split(2, dim=1))[::-1], dim=1),
+    "chunk": lambda m, h: torch.cat([c.relu() for c in h.chunk(2, 1)][::-1], 1),
+    "chunk, one half through a layer": lambda m, h: torch.cat([h.chunk(2, 1)[0], m.b(h).chunk(2, 1)[1]], 1),
+    "unbind and stack": lambda m, h: torch.stack(h.unbind(1)[::-1], 1),
+    "tensor_split": lambda m, h: torch.cat(torch.tensor_split(h, (1, 3), 1)[::-1], 1),
+    "slices": lambda m, h: torch.cat([h[..., :4], h[:, :, :, 4:]], 3),
+    "index with None, Ellipsis and step": lambda m, h: h[:, None, ..., ::2][:, 0].repeat(1, 1, 1, 2),
+    "index with a tensor": lambda m, h: h[:, INDEX],
+    "index_select": lambda m, h: torch.index_select(h, 1, INDEX),
+    "gather": lambda m, h: h.gather(1, h.argsort(1)),
+    "masked_fill": lambda m, h: h.masked_fill(MASK.bool(), 0.0),
+    "masked_fill with a number": lambda m, h: h.masked_fill(MASK.bool(), 0.7),
+    "narrow, select, unsqueeze": lambda m, h: torch.cat([h.narrow(1, 0, 3), h.select(1, 3).unsqueeze(1)], 1),
+    "roll and flip": lambda m, h: torch.roll(h, 1, 2).flip(3),
+    "permute and back": lambda m, h: h.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "transpose, movedim, mT": lambda m, h: h.transpose(1, 2).movedim(1, 2).mT.swapaxes(2, 3),
+    "view": lambda m, h: m.b(h).view(2, 2, 2, 8, 8).transpose(1, 2).reshape(2, 4, 8, 8),
+    "view over the pixels": lambda m, h: m.b(h).view(2, 4, 64).view(2, 4, 8, 8),
+    "view_as": lambda m, h: m.b(h).view_as(torch.empty(2, 4, 64)).view_as(h),
+    "flatten and unflatten": lambda m, h: h.flatten(2).unflatten(2, (8, 8)),
+    "reshape by size": lambda m, h: h.reshape(h.size(0), h.shape[1], -1).reshape(*h.shape),
+    "expand": lambda m, h: h.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8),
+    "repeat and tile": lambda m, h: h[:, :2].repeat(1, 2, 1, 1)[:, :, :4].tile(1, 1, 2, 1),
+    "clone and contiguous": lambda m, h: h.clone().contiguous(memory_format=torch.channels_last),
+    "dtype back and forth": lambda m, h: h.to(torch.float64).double().type_as(h),
+    "ReLU in place": lambda m, h: F.relu(m.b(h), inplace=True),
+    "ReLU in place on a batch norm": lambda m, h: F.relu(m.norm(m.b(h)), inplace=True),
+    "torch.relu_": lambda m, h: torch.relu_(m.b(h)),
+    ".relu_() whose result is not taken": lambda m, h: in_place(m.b(h), lambda t: t.relu_()),
+    "F.relu_ on a sum": lambda m, h: F.relu(h + m.b(h), inplace=True),
+    "nn.ReLU": lambda m, h: nn.ReLU()(m.b(h)),
+    "before and after a ReLU": lambda m, h: (lambda y: y + y.relu())(m.b(h)),
+    "after and before a ReLU": lambda m, h: (lambda y: y.relu() + y)(m.b(h)),
+    "before and after a batch norm": lambda m, h: (lambda y: m.norm(y) + y)(m.b(h)),
+    "a layer called twice": lambda m, h: m.b(m.b(h).relu()),
+    "a layer and its copy by name": lambda m, h: F.conv2d(h, m.b.weight, padding=1) + m.b(h),
+    "functional layers": lambda m, h: F.conv2d(
+        input=h, weight=m.b.weight * 2, bias=m.b.bias, stride=1, padding=(1, 1), dilation=1, groups=1
+    ),
+    "functional, transposed": lambda m, h: F.conv_transpose2d(h, m.up.weight, stride=2)[:, :, ::2, ::2],
+    "functional batch norm": lambda m, h: F.batch_norm(
+        m.b(h), m.norm.running_mean, m.norm.running_var, m.norm.weight, m.norm.bias, eps=1e-3
+    ),
+    "batch norm alone": lambda m, h: m.norm(h),
+    "two batch norms": lambda m, h: m.norm(m.norm(m.b(h))),
+    "down and up": lambda m, h: m.up(m.down(h).relu()),
+    "convolution of a convolution": lambda m, h: m.b(m.b(h)),
+    "dropout in evaluation mode": lambda m, h: nn.Dropout(0.5).eval()(h),
+    "functional dropout": lambda m, h: F.dropout(h, 0.3, False) + F.dropout(h, training=False, inplace=True),
+    "dropout2d": lambda m, h: nn.Dropout2d().eval()(h),
+    "max pooling": lambda m, h: F.max_pool2d(h, 3, 1, 1),
+    "max pooling, ceil_mode": lambda m, h: nn.MaxPool2d(3, 2, ceil_mode=True)(h).repeat(1, 1, 2, 2),
+    "max pooling, dilated": lambda m, h: F.pad(F.max_pool2d(h, 2, stride=1, dilation=2), (1, 1, 1, 1)),
+    "adaptive max pooling": lambda m, h: F.adaptive_max_pool2d(h, (8, 4)).repeat(1, 1, 1, 2),
+    "average pooling": lambda m, h: F.avg_pool2d(h, 3, 1, padding=1),
+    "average pooling, padding not counted": lambda m, h: F.avg_pool2d(h, 3, 1, 1, ceil_mode=True, count_include_pad=False),
+    "adaptive average pooling": lambda m, h: nn.AdaptiveAvgPool2d((3, None))(h).mean(2, keepdim=True).expand(2, 4, 8, 8),
+    "mean over dims": lambda m, h: h - h.mean(dim=(2, 3), keepdim=True),
+    ".mean and .sum": lambda m, h: h.mean(1, True).expand_as(h) + h.sum(1, keepdim=True),
+    "padding": lambda m, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1],
+    "padding with a number": lambda m, h: F.pad(h, (2, 0, 0, 2), value=0.7)[:, :, 2:, :-2],
+    "padding by reflection": lambda m, h: F.pad(h, (1, 1, 1, 1), mode="reflect")[:, :, :8, :8],
+    "nn.ConstantPad2d": lambda m, h: nn.ConstantPad2d((1, 0, 0, 1), -0.3)(h)[:, :, 1:, :-1],
+    "nearest interpolation": lambda m, h: F.interpolate(h, scale_factor=2)[:, :, ::2, 1::2],
+    "bilinear interpolation": lambda m, h: F.interpolate(h, (4, 12), mode="bilinear", antialias=True)[..., :8].repeat(1, 1, 2, 1),
+    "bicubic interpolation": lambda m, h: F.interpolate(h, (8, 8), mode="bicubic", align_corners=True),
+    "nn.Upsample": lambda m, h: nn.Upsample(scale_factor=2)(h)[..., 4:12, 4:12],
+    "pixel shuffle": lambda m, h: F.pixel_unshuffle(F.pixel_shuffle(h, 2), 2),
+    "channel shuffle": lambda m, h: F.channel_shuffle(h, 2),
+    "questions about values": lambda m, h: h * 2 if bool((h > 1e9).any()) or torch.isnan(h).any() else m.b(h),
+    "questions about shape": lambda m, h: h + torch.zeros_like(h) + h.new_ones(h.size(1), 1, 1) * len(h) * h.dim(),
+    "hidden in a list": lambda m, h: [t for t in (h, m.b(h))][1],
+    "in a comprehension over items": lambda m, h: torch.cat([m.b(h[i : i + 1]) for i in range(len(h))]),
+    "checkpointed": lambda m, h: torch.utils.checkpoint.checkpoint(m.b, h, use_reentrant=False),
+    "a print": lambda m, h: (f"{h} {m.b(h)!r}", m.b(h))[1],
+}  # fmt: skip
+
+
+def between(name: str) -> nn.Module:
+    middle = WORKING[name]
+    return Functional(lambda m, t: m.head(middle(m, m.a(t).relu()).mean((2, 3))), **parts())
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_what_models_call_between_layers_works(name):
+    model, inputs = between(name), x()
+    before = snapshot(model)
+    with torch.no_grad():
+        wanted_output = model(inputs)
+
+    # LRP-0 is gradient x input, so that the flow along the graph is right ...
+    got = lrp.relevance(model, inputs, 2, composite=everywhere(lrp.Epsilon(0)))
+    agree(got, gradient_x_input(model, inputs, 2), 1e-9)
+    for composite in ("epsilon_plus", "epsilon_alpha2_beta1", everywhere(lrp.Gamma())):
+        # ... and what the rules see is right: the ledger, computed without shortcuts, gives the same and adds up
+        trace = lrp.trace(model, inputs, 2, composite=composite)
+        agree(trace.output, wanted_output, 1e-12)
+        agree(trace.relevance, lrp.relevance(model, inputs, 2, composite=composite), 1e-9)
+        widest = max(row.incoming_abs for row in trace.ledger)
+        assert abs(trace.ledger.unaccounted) <= 1e-9 * widest
+        assert all(abs(row.unexplained) <= 1e-9 * widest for row in trace.ledger)
+    assert same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_shortcut_for_activations_that_are_not_negative_is_taken_only_where_they_are_not(name):
+    """A layer behind the operation must see the signs of what it really reads."""
+    middle = WORKING[name]
+    model = Functional(
+        lambda m, t: m.last(middle(m, m.a(t).relu())).mean((2, 3)), last=nn.Conv2d(4, 5, 1), **parts()
+    )
+    seen = []
+    model.last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    composite = lrp.Composite(convolution=lrp.Epsilon(0), names={"last": lrp.ZPlus()})
+    got = lrp.relevance(model, x(), 2, composite=composite)
+
+    # the same by autograd: a layer whose output is (W+ h+ + W- h-) y / z, where y / z is a constant
+    def by_hand(t):
+        h = middle(model, model.a(t).relu())
+        w = model.last.weight
+        y = model.last(h)
+        z = F.conv2d(h.clamp(min=0), w.clamp(min=0)) + F.conv2d(h.clamp(max=0), w.clamp(max=0))
+        return (z * (y / (z + 1e-6)).detach()).mean((2, 3))
+
+    model.last._forward_pre_hooks.clear()
+    agree(got, gradient_x_input(by_hand, x(), 2), 1e-9)
+
+
+def test_all_reading_of_an_in_place_change_sees_it():
+    def forward(m, t):
+        y = m.a(t)
+        alias = y
+        y += 1
+        return m.head((alias.relu() + y).mean((2, 3)))
+
+    model = Functional(forward, **parts())
+    agree(lrp.relevance(model, x(), 2, composite=everywhere(lrp.Epsilon(0))), gradient_x_input(model, x(), 2))
+
+
+def test_in_place_arithmetic_on_the_input_is_part_of_the_model():
+    def forward(m, t):
+        t -= 0.5
+        t /= 0.25
+        t *= MASK[:3]
+        return m.head(m.a(t).relu_().mean((2, 3)))
+
+    model, inputs = Functional(forward, **parts()), x()
+    before = inputs.clone()
+    t = inputs.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(t.clone())[:, 2].sum(), t)
+    agree(lrp.relevance(model, inputs, 2, composite=everywhere(lrp.Epsilon(0))), wanted * inputs)
+    assert torch.equal(inputs, before)
+    trace = lrp.trace(model, inputs, 2, composite="epsilon_gamma_box")
+    assert abs(trace.ledger.unaccounted) < 1e-9 * max(row.incoming_abs for row in trace.ledger)
+
+
+SECANTS = {
+    "relu6": F.relu6,
+    "nn.ReLU6 in place": nn.ReLU6(inplace=True),
+    "hardtanh": lambda t: F.hardtanh(t, -0.5, 0.5),
+    "leaky_relu": lambda t: F.leaky_relu(t, 0.2),
+    "nn.LeakyReLU in place": nn.LeakyReLU(0.1, inplace=True),
+    "elu": F.elu,
+    "selu": torch.selu,
+    "celu": lambda t: F.celu(t, 0.5),
+    "silu": F.silu,
+    "nn.SiLU in place": nn.SiLU(inplace=True),
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "gelu, tanh": lambda t: F.gelu(t, approximate="tanh"),
+    "torch.tanh": torch.tanh,
+    ".tanh()": lambda t: t.tanh(),
+    "hardswish": F.hardswish,
+    "softsign": F.softsign,
+    "softshrink": lambda t: F.softshrink(t, 0.1),
+    "hardshrink": lambda t: F.hardshrink(t, 0.1),
+    "tanhshrink": F.tanhshrink,
+}
+
+
+@pytest.mark.parametrize("name", SECANTS)
+@pytest.mark.parametrize("where", ["behind a layer", "behind a sum"])
+def test_an_activation_hands_relevance_on_as_it_is(name, where):
+    # one entry in, one entry out: its secant y / x is the share that keeps R, so that only the bias of the layers is kept
+    g = SECANTS[name]
+    model = Functional(
+        lambda m, t: m.head(g(m.a(t) if where == "behind a layer" else m.a(t) + m.a(t.flip(3))).mean((2, 3))),
+        **parts(),
+    )
+    nn.init.zeros_(model.head.bias), nn.init.zeros_(model.a.bias)
+    inputs = x()
+    inputs[:, :, :5, :5] = 0  # patches of exact zeros, where the secant is the slope at zero
+    composite = everywhere(lrp.Epsilon(0))
+    trace = lrp.trace(model, inputs, 2, composite=composite)
+    with torch.no_grad():
+        agree(trace.output, model(inputs), 1e-12)
+    agree(trace.relevance.flatten(1).sum(1), trace.output[:, 2], 1e-9)
+    agree(trace.relevance, lrp.relevance(model, inputs, 2, composite=composite), 1e-9)
+
+    # the same by autograd, with the secant as a constant factor
+    def by_hand(t):
+        h = model.a(t) if where == "behind a layer" else model.a(t) + model.a(t.flip(3))
+        y = g(h.clone())
+        return model.head((h * torch.where(h == 0, 0, y / h).detach()).mean((2, 3)))
+
+    agree(trace.relevance, gradient_x_input(by_hand, inputs, 2), 1e-9)
+
+
+@pytest.mark.parametrize(
+    "g", [torch.tanh, F.gelu, F.silu, F.hardswish, F.elu, F.leaky_relu, F.relu6, torch.relu]
+)
+def test_at_zero_a_secant_is_the_slope_there(g):
+    from xaicourse.lrp import operations
+
+    zero = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(g(zero).sum(), zero)[0]
+    got = operations.secant(g, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    agree(got, slope, 1e-12)
+    near = torch.tensor([1e-6, -1e-6, 0.5], dtype=torch.float64)
+    agree(operations.secant(g, near, g(near)), g(near) / near, 1e-12)
+
+
+# models in all forms --------------------------------------------------------------------------------------
+
+
+def equals(model, inputs, other) -> None:
+    for composite in ("epsilon", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"):
+        agree(
+            lrp.relevance(model, inputs, 2, composite=composite),
+            lrp.relevance(other, inputs, 2, composite=composite),
+        )
+
+
+@pytest.fixture
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    )
+
+
+def test_a_model_may_be_a_plain_function(plain):
+    equals(lambda t: plain(t), x(), plain)
+    equals(plain.forward, x(), plain)
+
+    def functional(t):
+        conv, norm, _, _, linear = plain
+        h = torch.conv2d(t, conv.weight, conv.bias)
+        h = F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps)
+        return F.linear(torch.flatten(h.relu(), start_dim=1), linear.weight, linear.bias)
+
+    equals(functional, x(), plain)
+
+
+def test_nesting_makes_no_difference(plain):
+    a, b, c, d, e = plain
+    equals(
+        nn.Sequential(
+            nn.Sequential(a), nn.Sequential(nn.Sequential(b, c)), nn.Sequential(d, nn.Identity(), e)
+        ).eval(),
+        x(),
+        plain,
+    )
+
+
+def test_a_reused_module_is_a_layer_at_each_call():
+    p = parts()
+    reused = nn.Sequential(
+        p["a"], nn.ReLU(), p["b"], nn.ReLU(), p["b"], nn.AdaptiveAvgPool2d(1), nn.Flatten(), p["head"]
+    )
+    import copy
+
+    unrolled = nn.Sequential(*[copy.deepcopy(module) for module in reused])
+    equals(reused.eval(), x(), unrolled.eval())
+    trace = lrp.trace(reused, x(), 2)
+    assert [row.module for row in trace.ledger if row.function == "conv2d"] == ["0", "2", "2"]
+    assert {"1", "2", "2:2"} <= set(trace.layers)
+
+
+def test_modules_may_share_parameters():
+    p = parts()
+    tied = nn.Conv2d(4, 4, 3, padding=1).double().eval()
+    tied.weight, tied.bias = p["b"].weight, nn.Parameter(torch.ones(4).double())
+    strided = nn.Conv2d(4, 4, 3, padding=1, stride=2).double().eval()
+    strided.weight, strided.bias = p["b"].weight, p["b"].bias
+    model = nn.Sequential(
+        p["a"], nn.ReLU(), p["b"], nn.ReLU(), tied, nn.BatchNorm2d(4), nn.ReLU(), strided, p["norm"]
+    )
+    model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), p["head"]).eval()
+    import copy
+
+    untied = copy.deepcopy(model)
+    for module in untied.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight = nn.Parameter(module.weight.detach().clone())
+    equals(model, x(), untied)
+    equals(model, x(), untied)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_parametrised_weights_are_weights(plain, norm):
+    norm(plain[0]), norm(plain[4])
+    plain.eval()
+    with torch.no_grad():
+        weights = plain[0].weight.clone(), plain[4].weight.clone()
+    written_out = randomised(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    )
+    state = {k: v for k, v in plain.state_dict().items() if "parametrizations" not in k}
+    written_out.load_state_dict({**state, "0.weight": weights[0], "4.weight": weights[1]})
+    before = snapshot(plain)
+    equals(plain, x(), written_out)
+    assert same(snapshot(plain), before)
+
+
+def test_padding_with_a_constant_is_kept_by_the_constant():
+    model = Functional(
+        lambda m, t: m.head(m.b(F.pad(m.a(t).relu(), (1, 1, 1, 1), value=2.0)).relu().mean((2, 3))), **parts()
+    )
+    trace = lrp.trace(model, x(), 2)
+    (row,) = [row for row in trace.ledger if row.function == "pad"]
+    assert abs(row.bias) > 1e-6 and row.incoming - row.passed == row.bias
+    assert abs(trace.ledger.unaccounted) < 1e-12
+
+
+# what must be refused -------------------------------------------------------------------------------------
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t):
+        return t.numpy() if False else t * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return 7 * g
+
+
+class Opaque(torch.autograd.Function):
+    """Nothing in its forward pass that an interception could see."""
+
+    @staticmethod
+    def forward(ctx, t):
+        with torch._C.DisableTorchFunction():
+            return t * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return 7 * g
+
+
+@torch.jit.script
+def scripted(t: Tensor) -> Tensor:
+    return torch.tanh(t) * 2
+
+
+def without_grad(m, h):
+    with torch.no_grad():
+        return m.b(h)
+
+
+def in_inference_mode(m, h):
+    with torch.inference_mode():
+        return m.b(h)
+
+
+def into_a_view(m, h):
+    y = m.b(h)
+    y[:, :2].relu_()
+    return y
+
+
+def into_a_flat_view(m, h):
+    y = m.b(h)
+    flat = y.view(2, -1)
+    flat += 1
+    return y
+
+
+def into_the_base_of_a_view(m, h):
+    y = m.b(h)
+    flat = y.view(2, 4, 64)
+    y += 1
+    return flat.view(2, 4, 8, 8)
+
+
+def assigned(m, h):
+    y = m.b(h)
+    y[:, 0] = 0
+    return y
+
+
+def into_a_constant(m, h):
+    y = torch.zeros_like(h)
+    y += m.b(h)
+    return y
+
+
+def into_a_view_of_a_constant(m, h):
+    y = torch.zeros_like(h)
+    y[:, :2].add_(h[:, :2])
+    return y
+
+
+REFUSED = {
+    "torch.fft.fft": (lambda m, h: torch.fft.fft(h).real, "fft"),
+    "x * x": (lambda m, h: h * h, "mul.* multiplies two tensors"),
+    "x * f(x)": (lambda m, h: torch.mul(h, m.b(h)), "mul.* multiplies two tensors"),
+    "*= of two": (lambda m, h: m.b(h).mul_(h), "mul.* multiplies two tensors"),
+    "x / x.norm()": (lambda m, h: h / h.norm(), "norm"),
+    "x / x": (lambda m, h: h / (1 + h), "div.* divides by a tensor"),
+    "1 / x": (lambda m, h: 1 / (1 + h), "rdiv|reciprocal|rtruediv"),
+    "x ** 2": (lambda m, h: h**2, "pow"),
+    "square": (lambda m, h: torch.square(h), "square"),
+    "sqrt": (lambda m, h: h.sqrt(), "sqrt"),
+    "exp": (lambda m, h: h.exp(), "exp"),
+    "abs": (lambda m, h: abs(h), "abs"),
+    "sigmoid": (lambda m, h: torch.sigmoid(h), "sigmoid"),
+    "softmax": (lambda m, h: F.softmax(h, 1), "softmax"),
+    "clamp": (lambda m, h: h.clamp(0, 1), "clamp"),
+    "where": (lambda m, h: torch.where(h > 0, h, 0), "where"),
+    "max over an axis": (lambda m, h: h.max(1, keepdim=True)[0], "max"),
+    "topk": (lambda m, h: h.topk(2, 1)[0], "topk"),
+    "sort": (lambda m, h: h.sort(1)[0], "sort"),
+    "cumsum": (lambda m, h: h.cumsum(1), "cumsum"),
+    "matmul": (lambda m, h: h @ h.mT, "matmul"),
+    "einsum": (lambda m, h: torch.einsum("nchw,nchw->nchw", h, h), "einsum"),
+    "bilinear": (lambda m, h: F.bilinear(h, h, torch.ones(8, 8, 8).double()), "bilinear"),
+    "layer norm": (lambda m, h: F.layer_norm(h, (8, 8)), "layer_norm"),
+    "group norm": (lambda m, h: F.group_norm(h, 2), "group_norm"),
+    "instance norm": (lambda m, h: F.instance_norm(h), "instance_norm"),
+    "batch norm on the batch": (
+        lambda m, h: F.batch_norm(h, m.norm.running_mean, m.norm.running_var, training=True),
+        "batch_norm.* takes its statistics from the batch",
+    ),
+    "batch norm without statistics": (
+        lambda m, h: nn.BatchNorm2d(4, track_running_stats=False).double().eval()(h),
+        "batch_norm.* takes its statistics from the batch",
+    ),
+    "dropout at random": (lambda m, h: F.dropout(h, 0.5), "dropout.* drops entries at random"),
+    "a convolution with its own weights": (lambda m, h: F.conv2d(h, h[:, :4, :1, :1].mean(0)[:, None].expand(4, 4, 1, 1)), "weights that depend"),
+    "detach": (lambda m, h: h.detach(), "detach"),
+    ".data": (lambda m, h: h.data, "data"),
+    ".item()": (lambda m, h: h * h.sum().item(), "item"),
+    "float()": (lambda m, h: h * float(h.sum()), "__float__"),
+    "int()": (lambda m, h: h * int(h.sum()), "__int__"),
+    ".tolist()": (lambda m, h: h + torch.tensor(h.tolist()), "tolist"),
+    ".numpy()": (lambda m, h: h + torch.from_numpy(h.numpy()), "numpy"),
+    "torch.no_grad": (without_grad, "conv2d.* gradients are switched off"),
+    "torch.inference_mode": (in_inference_mode, "conv2d.* gradients are switched off"),
+    "to integers": (lambda m, h: h + h.to(torch.long), "to.* integers"),
+    "long": (lambda m, h: h + h.long(), "long"),
+    "rounding": (lambda m, h: h.round(), "round"),
+    "floor division": (lambda m, h: torch.div(h, 0.1, rounding_mode="floor"), "div.* rounds"),
+    "a custom function": (lambda m, h: Doubled.apply(h), "gradients are switched off|custom autograd function"),
+    "a custom function that hides": (lambda m, h: Opaque.apply(h), "OpaqueBackward.*custom autograd function"),
+    "a scripted function": (lambda m, h: scripted(h), "did not come by as a torch function"),
+    "an operator by its inner name": (lambda m, h: torch.ops.aten.tanh(h), "aten.tanh"),
+    "in place into a slice": (into_a_view, "relu.* shares"),
+    "in place into a view": (into_a_flat_view, "add.* shares"),
+    "in place into what a view shows": (into_the_base_of_a_view, "add.* shares"),
+    "assignment": (assigned, "__setitem__"),
+    "in place into a constant": (into_a_constant, "add.* works in place on a tensor that does not depend"),
+    "in place into a view of a constant": (into_a_view_of_a_constant, "add.* works in place on a tensor that does not depend"),
+    "a recurrent layer": (lambda m, h: m.rnn(h.flatten(2))[0].reshape(2, 4, 8, 8), "lstm.*'rnn'.*LSTM"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("explain", [lrp.relevance, lrp.trace])
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
+def test_what_nobody_knows_is_refused_by_name_and_place(name, explain):
+    middle, message = REFUSED[name]
+    block = Functional(
+        lambda m, t: middle(m, m.a(t).relu()), rnn=nn.LSTM(64, 64, batch_first=True), **parts()
+    )
+    model = nn.Sequential(
+        nn.Identity(), nn.Sequential(block), nn.AdaptiveAvgPool2d(1), nn.Flatten(), parts()["head"]
+    ).eval()
+    before = snapshot(model)
+    with pytest.raises(lrp.UnhandledOperation, match=message) as caught:
+        explain(model, x(), 2)
+    assert same(snapshot(model), before)
+    assert "1.0" in str(caught.value) or "hides" in name or "scripted" in name  # the module's path
+
+
+@pytest.mark.parametrize("last", [Opaque.apply, scripted, Doubled.apply])
+@pytest.mark.parametrize("explain", [lrp.relevance, lrp.trace])
+def test_a_function_that_nobody_sees_is_refused_as_the_last_one_too(last, explain):
+    # nothing follows that could notice it
+    model = Functional(lambda m, t: last(m.head(m.a(t).relu().mean((2, 3)))), **parts())
+    with pytest.raises(lrp.UnhandledOperation):
+        explain(model, x(), 2)
+    with pytest.raises(lrp.UnhandledOperation):
+        explain(
+            Functional(lambda m, t: m.head(m.a(t).relu().mean((2, 3))), **parts()),
+            x(),
+            lambda y: last(y)[:, 2],
+        )
+
+
+def test_a_tensor_computed_beforehand_is_refused():
+    p = parts()
+    outside = p["b"](torch.randn(2, 4, 8, 8).double())
+    model = Functional(lambda m, t: m.head((m.a(t) + outside).mean((2, 3))), **parts())
+    with pytest.raises(lrp.UnhandledOperation, match="nor into tensors computed beforehand"):
+        lrp.relevance(model, x(), 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_modules_are_refused_before_they_run(plain):
+    for compiled in (torch.compile(plain), nn.Sequential(nn.Identity(), torch.compile(plain))):
+        with pytest.raises(lrp.UnhandledOperation, match="is compiled .*OptimizedModule.* compiled from"):
+            lrp.relevance(compiled.eval(), x(), 2)
+    for compiled in (
+        torch.jit.script(plain),
+        torch.jit.trace(plain, x()),
+        nn.Sequential(torch.jit.script(plain[0]), *plain[1:]),
+    ):
+        with pytest.raises(lrp.UnhandledOperation, match="is compiled .*compiled from"):
+            lrp.relevance(compiled.eval(), x(), 2)
