@@ -33,8 +33,12 @@ $(stamp): pyproject.toml constraints.txt
 	$(python) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-# JupyterLab asks nobody for news, updates or extensions.
+# JupyterLab asks nobody for news, updates or extensions, and does not ask whether it may.
+settings = $(VENV)/share/jupyter/lab/settings
 lab: $(stamp)
+	@mkdir -p $(settings)
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+	    > $(settings)/overrides.json
 	$(python) -m jupyterlab --LabApp.default_url=/lab/tree/$(OPEN) --LabApp.extension_manager=readonly \
 	    --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(ARGS)
 

@@ -133,16 +133,30 @@ def test_layers_agree_with_the_textbook_tier():
         agree(trace.layers[str(i)][0], r)
 
 
-def test_the_ledger_follows_a_padded_input_into_a_first_layer():
-    # zB hands relevance to padding too, where nobody is; the row of the padding says how much
+@pytest.mark.parametrize(("value", "kept"), [(0.0, False), (0.7, True), (1.0, True)])
+def test_the_ledger_follows_a_padded_input_into_a_first_layer(value, kept):
+    # zB leaves zero padding out, as a convolution that pads by itself does; another constant takes its share and keeps it
     model = Functional(
-        lambda m, x: m.c(torch.nn.functional.pad(x, (1, 1, 1, 1))).relu().mean((2, 3)), c=nn.Conv2d(3, 4, 3)
+        lambda m, x: m.c(torch.nn.functional.pad(x, (1, 1, 1, 1), value=value)).relu().mean((2, 3)),
+        c=nn.Conv2d(3, 4, 3),
     )
     trace = lrp.trace(model, photographs(2, 8), 0, composite="epsilon_gamma_box")
     pad, conv = trace.ledger[0], trace.ledger[1]
-    assert pad.function == "pad" and pad.incoming == pytest.approx(conv.passed) and abs(pad.bias) > 1e-6
+    assert pad.function == "pad" and pad.incoming == pytest.approx(conv.passed)
+    assert (abs(pad.bias) > 1e-6) == kept
     assert trace.ledger.unaccounted == pytest.approx(0, abs=1e-12)
     assert trace.ledger.input == pytest.approx(pad.passed)
+
+
+def test_a_result_that_nobody_uses_has_no_relevance():
+    model = Functional(lambda m, x: m.b(m.a(x).chunk(2, 1)[1]), a=nn.Linear(4, 6), b=nn.Linear(3, 2))
+    trace = lrp.trace(model, torch.rand(2, 4).double(), 0)
+    assert trace.ledger.unaccounted == pytest.approx(0, abs=1e-12)
+    pieces = Functional(
+        lambda m, x: (m.one(m.a(x)), m.b(x))[1], a=nn.Linear(4, 6), one=nn.Identity(), b=nn.Linear(4, 2)
+    )
+    trace = lrp.trace(pieces, torch.rand(2, 4).double(), 0)
+    assert not trace.layers.get("one", torch.zeros(1)).any()
 
 
 def test_a_ledger_is_a_sequence_with_totals():

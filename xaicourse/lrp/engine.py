@@ -277,7 +277,7 @@ class Engine(TorchFunctionMode):
         row = self.recorder.row(pending.path, pending.functions, repr(rule)) if self.recorder else None
         with torch.no_grad():
             nonnegative = info.nonnegative or not bool((x < 0).any())
-            inside = None if twin is None else (twin == 1).to(x)  # the twin is 1 all over, and padding is not
+            inside = None if twin is None else (twin != 0).to(x)  # the twin is 1 all over, and padding is 0
             call = Call(layer, x.detach(), nonnegative, activation, account=row is not None, inside=inside)
             propagation = rule.propagate(call)
         if self.recorder and row:
@@ -333,6 +333,8 @@ class Engine(TorchFunctionMode):
     def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
         if t not in self.traced:
             raise self._refusal(function, "works in place on a tensor that does not depend on the input")
+        while (value := self.traced[t].value) is not None:  # views are views of the tensor that t stands for
+            t = value
         base = self.traced[t].base
         shared = base is not None and base() is not None
         if shared or any(info.base is not None and info.base() is t for info in self.traced.values()):

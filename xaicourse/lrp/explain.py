@@ -115,6 +115,8 @@ def _explain(
         _check_finite("the score", score)
         at, c = _begin(outputs, score, start, callable(target))
         c_x, r_twin = torch.autograd.grad(at, (x, twin), c, allow_unused=True)
+        if c_x is None and r_twin is None:
+            raise ValueError("target: the score does not depend on the inputs")
 
     with torch.no_grad():
         result = torch.zeros_like(inputs)

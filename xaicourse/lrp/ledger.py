@@ -143,7 +143,9 @@ class Recorder:
         """y is a result of the operation of this row; ``parts`` as its rule gave them."""
         value = y.detach()  # a hook that held y itself would keep the graph alive for ever
 
-        def account(c: Tensor) -> None:
+        def account(c: Tensor | None) -> None:
+            if c is None:  # one of several results (of a chunk, say), and nobody uses it
+                return
             relevance = c if is_relevance else c * value
             row.incoming += _sum(relevance)
             row.incoming_abs += _sum(relevance.abs())
@@ -163,8 +165,8 @@ class Recorder:
         self._names[path] = count = self._names.get(path, 0) + 1
         name, value = path if count == 1 else f"{path}:{count}", y.detach()
 
-        def keep(c: Tensor) -> None:
-            self.layers[name] = c * value
+        def keep(c: Tensor | None) -> None:
+            self.layers[name] = torch.zeros_like(value) if c is None else c * value
 
         y.register_hook(keep)
 

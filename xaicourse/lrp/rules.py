@@ -108,7 +108,12 @@ class Call:
         if self.nonnegative:
             return lambda s, a, b: layer.transpose(s, a, shape)
         above = self.x > 0
-        return lambda s, a, b: torch.where(above, *layer.transpose_each(s, (a, b), shape))
+
+        def transpose(s: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            for_positive, for_negative = layer.transpose_each(s, (a, b), shape)
+            return torch.where(above, for_positive, for_negative)
+
+        return transpose
 
 
 class Rule(Protocol):
@@ -299,7 +304,8 @@ class ZBox:
         plus, minus = layer.positive, layer.negative
         low, high = self._corner(self.low, x, torch.amin), self._corner(self.high, x, torch.amax)
         if call.inside is not None:
-            low, high = low * call.inside, high * call.inside
+            inside = call.inside != 0
+            low, high = torch.where(inside, low, x), torch.where(inside, high, x)  # a constant fills its own box
         if bool((x < low).any()) or bool((x > high).any()):
             raise ValueError(
                 f"ZBox: the input spans [{x.min().item():.4g}, {x.max().item():.4g}] and leaves the box; low and high "
