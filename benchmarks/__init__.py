@@ -1,4 +1,6 @@
-"""Measurements of the package beside its peers: ``python -m benchmarks NAME --json FILE``. Not installed, never timed in tests.
+"""Measurements of the package beside its peers: ``python -m benchmarks NAME --json FILE``.
+
+Not installed, and never timed in tests.
 
 ``framework`` measures and prints; every other file is one benchmark and says what is compared with what.
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …] [--quick] [--only PATTERN] [--json FILE] [--list]``; without a name, all of them."""
+"""``python -m benchmarks [NAME …] [--only PATTERN] [--quick] [--json FILE] [--list]``; no NAME: all."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def names() -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that were asked for; 1 if contenders turn out not to be equal."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours beside the peers on the same work.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all of them if none is given")
+    known = ", ".join(names())
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="Ours beside the peers on the same work."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}; all of them if none is given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="rows whose name matches, such as 'resnet50*'")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="rows by name, such as 'resnet50*'")
     parser.add_argument("--rounds", type=int, help="how often to time everybody")
-    parser.add_argument("--quick", action="store_true", help="small inputs and few rounds: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="small inputs, one round: does it run at all?")
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     asked = parser.parse_args(arguments)
     if unknown := sorted(set(asked.names) - set(names())):
-        parser.error(f"no benchmark called {', '.join(unknown)}; there are {', '.join(names())}")
+        parser.error(f"no benchmark called {', '.join(unknown)}; there are {known}")
 
     rounds = asked.rounds or (1 if asked.quick else 5)
     results: dict[str, Result] = {}

@@ -1,14 +1,15 @@
-"""How every benchmark measures: first whether the contenders agree, then their time side by side, then their memory.
+"""How every benchmark measures: first whether the contenders agree, then their time, then their memory.
 
-Equality. Before anything is timed, each peer's result is held against ours, as a rule in float64 on fewer items. If they
-differ by more than the row allows, ``Unequal`` is raised: a comparison of two different things is not worth a number.
+Equality. Before anything is timed, each peer's result is held against ours, as a rule in float64 on fewer
+items. If they differ by more than the row allows, ``Unequal`` is raised: comparing two different things is
+not worth a number.
 
-Time. All contenders run in one process, one after the other in every round, so that a busy machine slows all of them. We
-report the median over rounds of each contender's time, and of its ratio to ours within the same round. The first call, in
-which caches are cold, stands apart.
+Time. All contenders run in one process, one after the other in every round, so that a busy machine slows
+all of them. We report the median over rounds of each contender's time, and of its ratio to ours within the
+same round. The first call, in which caches are cold, stands apart.
 
-Memory. Each contender runs once more in a process of its own. Its peak is the high-water mark of resident memory, less
-what was resident when imports were done and the model stood.
+Memory. Each contender runs once more in a process of its own. Its peak is the high-water mark of resident
+memory, less what was resident when imports were done and the model stood.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Unequal(AssertionError):
 class Contender:
     """One way to do the work.
 
-    prepare   prepare(exact) builds whatever is not part of the work (model, inputs, hooks) and returns the work itself; with
-              ``exact``, in float64 and on as few items as suffice to see that results are equal. A module-level function or
-              a ``functools.partial`` of one, since the memory is measured in a process of its own
+    prepare   prepare(exact) builds whatever is not part of the work (model, inputs, hooks) and returns the
+              work itself; with ``exact``, in float64 and on as few items as suffice to see that results
+              are equal. A module-level function or a ``functools.partial`` of one, since memory is
+              measured in another process
     agrees    its result must equal ours; False for a yardstick that computes something else
     memory    whether its peak memory is worth a process
     settings  how it was set up, in words, for the report
@@ -74,7 +76,8 @@ class Goal:
         return f"{self.quantity} {self.numerator} / {self.denominator} {sign} {bound:g}"
 
     def met(self, ratio: float) -> bool:
-        return (self.at_most is None or ratio <= self.at_most) and (self.at_least is None or ratio >= self.at_least)
+        low_enough = self.at_most is None or ratio <= self.at_most
+        return low_enough and (self.at_least is None or ratio >= self.at_least)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Settings:
 Result = dict[str, Any]
 
 
-# ------------------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 
 
 def difference(result: Tensor, peer: Tensor) -> float:
@@ -110,24 +113,25 @@ def difference(result: Tensor, peer: Tensor) -> float:
 
 
 def equality(row: Row) -> dict[str, float]:
-    """The difference of each peer's exact result from ours; ``Unequal`` if one is above the row's tolerance."""
+    """How far each peer's exact result is from ours; ``Unequal`` if one is above the row's tolerance."""
     result = row.contenders[OURS].prepare(True)()
     found = {}
     for name, contender in row.contenders.items():
         if name != OURS and contender.agrees:
             found[name] = difference(result, contender.prepare(True)())
             if not found[name] <= row.tolerance:  # also if it is NaN
-                raise Unequal(f"{row.name}: ours and {name} differ by {found[name]:.1e}, allowed {row.tolerance:.1e}")
+                raise Unequal(
+                    f"{row.name}: ours and {name} differ by {found[name]:.1e}, allowed {row.tolerance:.1e}"
+                )
     return found
 
 
 def times(row: Row, rounds: int) -> Result:
-    """Seconds of each contender's first and later calls, interleaved; ratios to ours, and how far the results differ."""
+    """Seconds of each contender's first and later calls, interleaved, and how far their results differ."""
     works = {name: contender.prepare(False) for name, contender in row.contenders.items()}
-    for name, contender in row.contenders.items():  # a yardstick first: PyTorch's own warm-up is nobody's first call
-        if not contender.agrees:
-            works[name]()
-            break
+    yardsticks = [name for name, contender in row.contenders.items() if not contender.agrees]
+    if yardsticks:
+        works[yardsticks[0]]()  # PyTorch's own warm-up is nobody's first call
     first, results = {}, {}
     for name, work in works.items():
         first[name], results[name] = _timed(work)
@@ -213,11 +217,16 @@ def measure(row: Row, settings: Settings) -> Result:
     return result
 
 
+def _ratio(result: Result, numerator: str, denominator: str) -> float:
+    """The median over rounds of the ratio of two contenders' times."""
+    seconds = result["later_calls"]
+    return median(a / b for a, b in zip(seconds[numerator], seconds[denominator], strict=True))
+
+
 def _judge(goal: Goal, result: Result) -> Result:
     judged: Result = {"goal": str(goal), "measured": None, "met": None}
     if goal.quantity == "time":  # round by round, since the machine's speed drifts
-        pairs = zip(result["later_calls"][goal.numerator], result["later_calls"][goal.denominator], strict=True)
-        judged["measured"] = median(a / b for a, b in pairs)
+        judged["measured"] = _ratio(result, goal.numerator, goal.denominator)
     elif "memory" in result:
         judged["measured"] = result["memory"][goal.numerator] / result["memory"][goal.denominator]
     if judged["measured"] is not None:
@@ -225,7 +234,7 @@ def _judge(goal: Goal, result: Result) -> Result:
     return judged
 
 
-# -------------------------------------------------------------------------------------------------------------- reporting
+# -------------------------------------------------------------------------------------------------- reporting
 
 
 def facts() -> Result:
@@ -258,17 +267,18 @@ def report(result: Result) -> str:
     memory = result.get("memory", {})
     rows = [("", "later calls", "x ours", "first call", "peak memory", "settings")]
     for name, seconds in result["median"].items():
-        ratio = median(a / b for a, b in zip(result["later_calls"][name], result["later_calls"][OURS], strict=True))
+        first = result["first_call"][name]
         peak = f"{memory[name]:.0f} MiB" if name in memory else "-"
         setting = result["settings"].get(name, "")
-        rows.append((name, f"{seconds:.3f} s", f"{ratio:.2f}", f"{result['first_call'][name]:.3f} s", peak, setting))
-    lines += _table(rows)
+        ratio = _ratio(result, name, OURS)
+        rows.append((name, f"{seconds:.3f} s", f"{ratio:.2f}", f"{first:.3f} s", peak, setting))
+    lines += ["", *_table(rows)]
     goals = [("target", "measured", "")]
     for goal in result["goals"]:
         if goal["measured"] is not None:
             goals.append((goal["goal"], f"{goal['measured']:.2f}", "met" if goal["met"] else "missed"))
     if len(goals) > 1:
-        lines += _table(goals)
+        lines += ["", *_table(goals)]
     return "\n".join(lines)
 
 
@@ -276,8 +286,8 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)), row[-1]]
-        lines.append("  " + "  ".join(cells).rstrip())
+        middle = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        lines.append("  " + "  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip())
     return [lines[0], "  " + "-" * (max(map(len, lines)) - 2), *lines[1:]]
 
 

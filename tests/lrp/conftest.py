@@ -6,9 +6,9 @@ import pytest
 import torch
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """On layers of a hundred numbers, threads only wait for each other."""
+    """On networks this small threads mostly wait for each other; beside other work, for minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -32,7 +32,7 @@ def gradient_x_input(model: Callable[[Tensor], Tensor], x: Tensor, target: int) 
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms with statistics and parameters of their own, biases that are not zero; evaluation mode, float64."""
+    """Batch norms with statistics of their own, biases that are not zero; evaluation mode, float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
@@ -45,7 +45,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
                 part.running_mean.copy_(uniform(part.running_mean, -0.5, 0.5))
                 part.running_var.copy_(uniform(part.running_var, 0.5, 2.0))
                 if part.weight is not None:
-                    # some scales are negative: a merged layer's positive weights are not its own positive weights
+                    # some are negative: the merged weights differ in sign from the layer's
                     part.weight.copy_(uniform(part.weight, 0.5, 1.5) * uniform(part.weight, -0.3, 0.7).sign())
                     part.bias.copy_(uniform(part.bias, -0.5, 0.5))
             elif getattr(part, "bias", None) is not None and isinstance(part.bias, Tensor):
@@ -54,7 +54,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
-    """Batch norms that have seen x, so that activations are of order one in every layer, as in a trained network."""
+    """Batch norms that have seen x: activations are of order one in every layer, as in a trained network."""
     model.double().train()
     for part in model.modules():
         if isinstance(part, nn.Dropout):
@@ -76,7 +76,7 @@ def photographs(items: int, size: int = 64, seed: int = 0) -> Tensor:
 
 
 def small_head(vgg: nn.Module) -> nn.Module:
-    """A VGG of torchvision with a classifier of 64 units; its own of 4096 is 1 GB in float64, and no other mathematics."""
+    """A VGG with a classifier of 64 units; torchvision's of 4096 takes 1 GB in float64."""
     vgg.avgpool = nn.AdaptiveAvgPool2d(2)
     vgg.classifier = nn.Sequential(
         nn.Linear(512 * 4, 64),
@@ -122,7 +122,7 @@ _BUILT: dict[str, nn.Module] = {}
 
 
 def network(name: str) -> nn.Module:
-    """A network of that name, always with the same weights; a copy, so that tests cannot disturb each other."""
+    """A copy of the network of that name, always with the same weights."""
     if name not in _BUILT:
         with torch.random.fork_rng():
             torch.manual_seed(7)
@@ -131,7 +131,7 @@ def network(name: str) -> nn.Module:
 
 
 def with_batch_norms_merged(model: nn.Module) -> nn.Module:
-    """A copy in which every batch norm is part of the convolution before it, and an identity in its own place."""
+    """A copy in which every batch norm is part of the convolution before it, and an identity itself."""
     model = copy.deepcopy(model)
 
     def walk(parent: nn.Module) -> None:
@@ -150,13 +150,13 @@ def with_batch_norms_merged(model: nn.Module) -> nn.Module:
             elif isinstance(child, (nn.Conv2d, nn.Linear, *BATCH_NORMS)):
                 previous = child
 
-    # in a torchvision block conv1, bn1, conv2, bn2 … stand in this order, so that the layer before is the one meant
+    # in a torchvision block conv1, bn1, conv2, bn2 … stand in this order
     walk(model)
     return model
 
 
 class Functional(nn.Module):
-    """A model whose forward pass is the given function of itself and x; keyword arguments become its submodules."""
+    """A model whose forward pass is the given function of itself and x; other arguments are submodules."""
 
     def __init__(self, function: Callable[["Functional", Tensor], Any], **parts: Any) -> None:
         super().__init__()

@@ -304,14 +304,15 @@ def composites():
     return {"plus": PLUS, "gamma": everywhere(lrp.Gamma()), "alpha-beta": everywhere(lrp.AlphaBeta(1))}
 
 
-def test_a_transposed_square_matrix_of_whole_numbers_is_noticed():
-    # u^T W u = u^T W^T u, to the last bit: one probing vector for both sides would not see it
-    model = nn.Linear(2, 2, bias=False).double().eval()
+def test_a_transposed_square_matrix_is_noticed_where_no_rounding_gives_it_away():
+    # u^T W u = u^T W^T u to the last bit, if one probing vector u serves both sides
+    model = nn.Linear(2, 2).double().eval()
     x = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
-    model.weight.data = torch.tensor([[0.0, 1.0], [2.0, 0.0]], dtype=torch.float64)
-    agree(lrp.relevance(model, x, 0, composite=PLUS), torch.tensor([[0.0, 3.0]]).double(), 1e-5)
-    model.weight.data.copy_(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
-    agree(lrp.relevance(model, x, 0, composite=PLUS), torch.tensor([[0.0, 6.0]]).double(), 1e-5)
+    model.bias.data.fill_(5)
+    model.weight.data = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    agree(lrp.relevance(model, x, 0, composite=PLUS), torch.tensor([[0.0, 8.0]]).double(), 1e-5)
+    model.weight.data.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    assert torch.equal(lrp.relevance(model, x, 0, composite=PLUS), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

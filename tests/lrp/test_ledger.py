@@ -135,7 +135,7 @@ def test_layers_agree_with_the_textbook_tier():
 
 @pytest.mark.parametrize(("value", "kept"), [(0.0, False), (0.7, True), (1.0, True)])
 def test_the_ledger_follows_a_padded_input_into_a_first_layer(value, kept):
-    # zB leaves zero padding out, as a convolution that pads by itself does; another constant takes its share and keeps it
+    # zB leaves zero padding out, as a convolution that pads by itself does; another constant takes a share
     model = Functional(
         lambda m, x: m.c(torch.nn.functional.pad(x, (1, 1, 1, 1), value=value)).relu().mean((2, 3)),
         c=nn.Conv2d(3, 4, 3),

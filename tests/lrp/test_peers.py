@@ -1,7 +1,7 @@
 """The rules against zennit and captum, on single layers and on whole networks, in float64.
 
-Where conventions differ, ours are set to theirs, and a comment says how. zennit 0.5.1 leaves the batch norm's eps at 1e-5
-when it merges, which shifts everything by about 5e-5, so that batch norms are merged beforehand, by us.
+Where conventions differ, ours are set to theirs, and a comment says how. zennit 0.5.1 leaves the batch norm's
+eps at 1e-5 when it merges, which shifts everything by about 5e-5, so that we merge batch norms beforehand.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,6 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("name", LAYERS)
@@ -93,8 +92,8 @@ def test_a_rule_on_a_single_layer_is_zennits(name, pair):
 def exactly(z: Tensor) -> Tensor:
     """A stabiliser that only avoids 0 / 0.
 
-    zennit runs sums and average poolings under LRP-epsilon ("Norm"), we give them their plain gradient, which is LRP-0; with
-    its usual 1e-6 the two differ by about that much.
+    zennit runs sums and average poolings under LRP-epsilon ("Norm"), we give them their plain gradient, which
+    is LRP-0; with its usual 1e-6 the two differ by about that much.
     """
     return torch.where(z == 0, 1, z)
 
@@ -142,7 +141,7 @@ def test_a_named_composite_on_a_network_is_zennits(name, composite):
     model, x = network(name), photographs(2, 32 if name == "small" else 64)
     layers, first = COMPOSITES[composite]
     if first == "box":
-        # our box left out spans each item's own values; theirs must be given: (N, 1, 1, 1) is not broadcast, so one by one
+        # our box left out spans each item's own values; theirs has no batch axis, so one item at a time
         wanted = torch.cat(
             [
                 by_zennit(

@@ -1,4 +1,4 @@
-"""Every rule against the textbook version on the layer's matrix, on every kind of layer that carries weights."""
+"""Every rule against the textbook version on the layer's matrix, on every kind of layer with weights."""
 
 import functools
 
@@ -7,16 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xaicourse import lrp
 from xaicourse.lrp import reference
 
 from .networks import Functional, agree, everywhere, randomised
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 LAYERS = {
     "linear": (lambda: nn.Linear(7, 5), (7,)),
@@ -165,7 +163,7 @@ def some_input(shape: tuple[int, ...], kind: str, items: int = 2, seed: int = 5)
 
 
 def weighted_sum(y: Tensor) -> Tensor:
-    """A score in which every output takes part, with a factor of its own: relevance of output k is a_k y_k."""
+    """A score of all outputs, each with a factor of its own: relevance of output k is a_k y_k."""
     factors = torch.linspace(-1, 2, y[0].numel(), dtype=y.dtype, device=y.device).reshape(y.shape[1:])
     return (y * factors).flatten(1).sum(1)
 
@@ -245,12 +243,12 @@ def test_a_pixel_that_padding_repeats_gets_the_relevance_of_all_its_copies(rule,
         convolution = nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode=mode).double().eval()
     x = some_input((2, 5, 6), "signed")
     sides = (1, 1, 2, 2)
-    padded = torch.nn.functional.pad(x, sides, mode=mode)
-    inner = Functional(lambda m, t: torch.nn.functional.conv2d(t, m.c.weight, m.c.bias), c=convolution)
+    padded = F.pad(x, sides, mode=mode)
+    inner = Functional(lambda m, t: F.conv2d(t, m.c.weight, m.c.bias), c=convolution)
     wanted = by_the_textbook(inner, *reference.matrix(inner, padded[0]), textbook, padded)
     # add up what the copies of each pixel got
     index = torch.arange(30, dtype=torch.float64).reshape(1, 1, 5, 6)
-    source = torch.nn.functional.pad(index, sides, mode=mode).long().flatten().expand(2, 2, -1)
+    source = F.pad(index, sides, mode=mode).long().flatten().expand(2, 2, -1)
     gathered = torch.zeros(2, 2, 30, dtype=torch.float64).scatter_add(2, source, wanted.flatten(2))
     got = lrp.relevance(convolution, x, weighted_sum, composite=everywhere(ours))
     agree(got, gathered.reshape(x.shape), 1e-9)
@@ -268,7 +266,7 @@ def test_a_rule_is_the_textbook_rule_for_any_geometry_of_a_convolution(data):
     }
     kernel = (data.draw(st.integers(1, 3), "kernel"), data.draw(st.integers(1, 3), "kernel"))
     geometry["padding"] = tuple(
-        min(p, d * (k - 1)) for p, k, d in zip(geometry["padding"], kernel, geometry["dilation"])
+        min(p, d * (k - 1)) for p, k, d in zip(geometry["padding"], kernel, geometry["dilation"], strict=True)
     )
     rule = data.draw(st.sampled_from(sorted(RULES)), "rule")
     torch.manual_seed(data.draw(st.integers(0, 10**6), "seed"))
@@ -304,7 +302,7 @@ def test_a_batch_norm_before_a_layer_is_a_diagonal_layer_of_its_own(rule):
 @pytest.mark.parametrize("rule", [r for r in RULES if r not in RELEVANCE_RULES])
 @pytest.mark.parametrize("features", [5, 6])
 def test_a_batch_norm_over_the_steps_of_a_sequence_is_not_merged_into_a_linear_layer(rule, features):
-    # nn.Linear works on the last axis, nn.BatchNorm1d on the second; with 5 steps of 5 features the shapes fit by chance
+    # nn.Linear works on the last axis, nn.BatchNorm1d on the second; 5 steps of 5 features seem to fit
     ours, textbook = RULES[rule]
     torch.manual_seed(0)
     linear, norm = randomised(nn.Linear(4, features)), randomised(nn.BatchNorm1d(5))
@@ -417,7 +415,7 @@ def test_a_neuron_at_exactly_zero_has_no_relevance_to_pass_on():
 
 @pytest.mark.parametrize("tiny", [1e-5, 3e-5, 1e-4])
 def test_alpha_beta_in_float32_is_right_for_a_small_negative_sum_beside_a_large_positive_one(tiny):
-    # z = 1000 - 3e-5 rounds to 1000 = z+ in float32: a z- got as z - z+ would be 0 and the share 1 / epsilon too large
+    # 1000 - 3e-5 rounds to 1000 in float32: a z- got as z - z+ would be 0, and its share 30 times too large
     x = torch.tensor([[1000.0, tiny]])
     model = neuron([1.0, -1.0])
     wanted = lrp.relevance(model, x.double(), 0, composite=everywhere(lrp.AlphaBeta(1)))
@@ -484,6 +482,49 @@ def test_normalisation_inside_the_model_leaves_relevance_with_its_pixel(rule):
     composite = lrp.Composite(first=RULES[rule][0])
     wanted = lrp.relevance(convolution, (x - mean) / std, weighted_sum, composite=composite)
     agree(lrp.relevance(model, x, weighted_sum, composite=composite), wanted)
+
+
+@pytest.mark.parametrize("rule", RELEVANCE_RULES)
+def test_zero_padding_by_the_model_is_the_padding_of_its_layer(rule):
+    x = some_input((2, 5, 6), "signed")
+    composite = lrp.Composite(first=RULES[rule][0])
+    padded = layer("conv2d, padded")
+    sides = (2, 2, 1, 1)
+    model = Functional(lambda m, t: F.conv2d(F.pad(t, sides), m.c.weight, m.c.bias), c=padded)
+    wanted = lrp.relevance(padded, x, weighted_sum, composite=composite)
+    agree(lrp.relevance(model, x, weighted_sum, composite=composite), wanted)
+
+
+@pytest.mark.parametrize("rule", RELEVANCE_RULES)
+def test_padding_that_is_normalised_with_the_photograph_is_no_part_of_it(rule):
+    # then it is no longer zero; it takes no share all the same, and its values need not lie in the box
+    x = some_input((2, 5, 6), "nonnegative")
+    composite = lrp.Composite(first=RULES[rule][0])
+    model = Functional(
+        lambda m, t: F.conv2d(F.pad(t, (2, 2, 1, 1)) * 0.5 - 5, m.c.weight, m.c.bias),
+        c=layer("conv2d, padded"),
+    )
+    if rule == "zB":
+        composite = lrp.Composite(first=lrp.ZBox(-5, 5))
+        model.function = lambda m, t: F.conv2d(F.pad(t, (2, 2, 1, 1)) + 6 - 6.5, m.c.weight, m.c.bias)
+    trace = lrp.trace(model, x, weighted_sum, composite=composite)
+    agree(trace.relevance.sum(), torch.tensor(trace.ledger.output - trace.ledger.total("bias")), 1e-4)
+    assert abs(trace.ledger[0].bias) < 1e-9 and trace.ledger[0].function == "pad"
+
+
+@pytest.mark.parametrize("rule", RELEVANCE_RULES)
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_a_resized_photograph_gets_all_relevance_of_its_resized_pixels(rule, mode):
+    x = some_input((2, 5, 6), "nonnegative") / 3
+    model = Functional(lambda m, t: m.c(F.interpolate(t, (8, 7), mode=mode)), c=layer("conv2d, padded"))
+    large = F.interpolate(x, (8, 7), mode=mode).detach()
+    composite = lrp.Composite(first=RULES[rule][0])
+    r = lrp.relevance(layer("conv2d, padded"), large, weighted_sum, composite=composite)
+    small = torch.zeros_like(x).requires_grad_()
+    (wanted,) = torch.autograd.grad(F.interpolate(small, (8, 7), mode=mode), small, r)
+    got = lrp.relevance(model, x, weighted_sum, composite=composite)
+    agree(got, wanted)
+    agree(got.flatten(1).sum(1), r.flatten(1).sum(1))
 
 
 # which layer gets which -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -119,7 +119,7 @@ def test_lrp_0_conserves_the_sum_while_single_relevances_explode():
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.zero_()
-    # with the bias left out of the shares and no stabiliser, each layer conserves exactly, and divides by sums near zero
+    # without biases and stabilisers each layer conserves exactly; LRP-0 divides by sums near zero
     composites = {"0": everywhere(lrp.Epsilon(0)), "z+": everywhere(lrp.ZPlus(epsilon=0))}
     ledgers = {k: lrp.trace(model, x, 3, composite=c).ledger for k, c in composites.items()}
     for ledger in ledgers.values():
@@ -232,8 +232,7 @@ def test_relevance_of_a_difference_of_scores_is_the_difference_of_relevances():
         agree(lrp.relevance(model, x, lambda y: y[:, 3] - y[:, 5], composite=composite), difference, 1e-9)
 
 
-@pytest.mark.usefixtures("one_thread")
-@settings(max_examples=10, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, derandomize=True)
 @given(factor=st.floats(1e-3, 1e3), seed=st.integers(0, 10**6))
 def test_scaling_the_input_of_a_network_without_biases_scales_its_relevance(factor, seed):
     torch.manual_seed(seed)

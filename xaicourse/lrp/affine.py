@@ -101,7 +101,7 @@ class Affine:
 
         A convolution of six channels takes hardly longer than one of three, so that images go through side by side.
         """
-        if self._narrow(inputs[0].shape):
+        if self._takes_few(len(weights), inputs[0].shape):
             return self.forward(torch.cat([*inputs], 1), torch.cat([*weights], 1), bias)
         y = self.forward(inputs[0], weights[0], bias)
         for x, w in zip(inputs[1:], weights[1:], strict=True):
@@ -110,13 +110,13 @@ class Affine:
 
     def transpose_each(self, s: Tensor, weights: Sequence[Tensor], shape: torch.Size) -> Sequence[Tensor]:
         """W1^T s, W2^T s, …: the transpose of ``forward_sum``, each of the given shape."""
-        if self._narrow(shape):
+        if self._takes_few(len(weights), shape):
             stacked = torch.Size((shape[0], shape[1] * len(weights), *shape[2:]))
             return self.transpose(s, torch.cat([*weights], 1), stacked).chunk(len(weights), 1)
         return [self.transpose(s, w, shape) for w in weights]
 
-    def _narrow(self, shape: torch.Size) -> bool:
-        return self.kind in ("conv1d", "conv2d", "conv3d") and self.groups == 1 and shape[1] <= 4
+    def _takes_few(self, inputs: int, shape: torch.Size) -> bool:
+        return self.kind in ("conv1d", "conv2d", "conv3d") and self.groups == 1 and inputs * shape[1] <= 8
 
     def constant(self, value: float) -> Tensor:
         """A bias that has this value everywhere."""
@@ -169,6 +169,7 @@ def from_call(kind: str, arguments: dict[str, Any]) -> Affine:
     sources = [weight] if bias is None else [weight, bias]
     return _remembered(
         kind,
+        weight,
         sources,
         lambda: Affine(kind, _laid_out(weight.detach()), None if bias is None else bias.detach(), **geometry),
         tuple(sorted(geometry.items())),
@@ -200,7 +201,8 @@ def merge_batch_norm(
         return replace(layer, weight=_laid_out(merged), bias=new_bias, cache={})
 
     key = (layer.kind, layer.stride, layer.padding, layer.crop, layer.dilation, layer.output_padding, layer.groups, eps)
-    return _remembered("batch_norm", [*sources, *[t for t in (mean, var, weight, bias) if t is not None]], make, key)
+    norm = [t for t in (mean, var, weight, bias) if t is not None]
+    return _remembered("batch_norm", sources[0], [layer, *norm], make, key)
 
 
 def _scale_and_shift(
@@ -222,9 +224,12 @@ def _scale_and_shift(
 _REMEMBERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _remembered(what: str, sources: list[Tensor], make: Callable[[], Affine], key: Hashable) -> Affine:
-    shelf = _REMEMBERED.setdefault(sources[0], {})
-    prints = tuple(_fingerprint(t) for t in sources)
+def _remembered(
+    what: str, beside: Tensor, sources: Sequence[Tensor | Affine], make: Callable[[], Affine], key: Hashable
+) -> Affine:
+    shelf = _REMEMBERED.setdefault(beside, {})
+    # a layer is a remembered one, whose sources have just been looked at: it is its own fingerprint
+    prints = tuple(_fingerprint(source) if isinstance(source, Tensor) else source for source in sources)
     known = shelf.get((what, key))
     if known is None or known[0] != prints:
         shelf[what, key] = known = (prints, make())

@@ -249,29 +249,32 @@ class Gamma:
         b = layer.bias if self.bias else None
         b_up = None if b is None else b + gamma * b.clamp(min=0)
         y, before = call.activated(call.output())
-        z = call.map(up, down, b_up)
-        rectified = call.activation is torch.relu_  # then no output below zero carries relevance
-        if not rectified:  # z + gamma z-, from z + gamma z+ and z = z+ + z-; the bias likewise
-            own = before if self.bias or layer.bias is None else before - call.broadcast(layer.bias)
-            fires = before > 0
-            z = torch.where(fires, z, own.mul(2 + gamma).sub_(z))
-        q = _quotient(y, z, self.epsilon)  # zero for a neuron at zero
+        size = call.map(up, down, b_up)  # |the sum| for a neuron that fires: z + gamma z+
+        rectified = call.activation is torch.relu_  # then no other neuron carries relevance
+        fires = None if rectified else before > 0
+        if fires is not None:  # and for one below zero, -(z + gamma z-), where z = z+ + z-; the bias likewise
+            if self.bias or layer.bias is None:
+                low = before.clamp(max=0)
+            else:
+                low = (before - call.broadcast(layer.bias)).mul_(~fires)
+            size.sub_(low, alpha=2 + gamma)
+        q = _quotient(y, size, self.epsilon)  # with the sign of the output, and zero where that is zero
         transpose = call.transposer()
 
         def pull(c: Tensor) -> Tensor:
             s = q.mul_(c)
-            if rectified:
+            if fires is None:
                 return transpose(s, up, down)
-            firing = s * fires
-            return transpose(firing, up, down).add_(transpose(s.sub_(firing), down, up))
+            firing = torch.mul(s, fires, out=torch.empty_like(s))
+            return transpose(firing, up, down).sub_(transpose(s.sub_(firing), down, up))
 
         parts = []
         if call.account:
-            parts = [Part(1.0, z, None, q)]
-            if b is not None:
-                favoured = torch.where(before > 0, call.broadcast(b.clamp(min=0)), call.broadcast(b.clamp(max=0)))
-                shared = call.broadcast(b) + gamma * favoured
-                parts = [Part(1.0, z - shared, shared, q)]
+            parts = [Part(1.0, size, None, q)]
+            if b is not None and b_up is not None:
+                b_down = b + gamma * b.clamp(max=0)
+                shared = torch.where(before > 0, call.broadcast(b_up), -call.broadcast(b_down))
+                parts = [Part(1.0, size - shared, shared, q)]
         return Propagation(y, pull, parts)
 
 
@@ -311,15 +314,16 @@ class ZBox:
                 f"ZBox: the input spans [{x.min().item():.4g}, {x.max().item():.4g}] and leaves the box; low and high "
                 "are bounds on the layer's input, after preprocessing"
             )
-        y, _ = call.activated(call.output())
-        # w x - w+ low - w- high: a sum of w+ (x - low) and w- (x - high), which are at least zero
-        inputs, weights = (x, low, high), (layer.weight, -plus, -minus)
-        z = layer.forward_sum(inputs, weights)
+        z = layer.forward(x, layer.weight)
+        y = z.clone() if layer.bias is None else z + call.broadcast(layer.bias)
+        y, _ = call.activated(y)
+        z -= layer.forward_sum((low, high), (plus, minus))  # each term w (x - corner) is at least zero
         q = _quotient(y, z, self.epsilon)
 
         def pull(c: Tensor) -> Tensor:
-            back = layer.transpose_each(q.mul_(c), weights, x.shape)
-            return sum((corner * s for corner, s in zip(inputs, back, strict=True)), torch.zeros_like(x))
+            s = q.mul_(c)
+            at_low, at_high = layer.transpose_each(s, (plus, minus), x.shape)
+            return x * layer.transpose(s, layer.weight, x.shape) - low * at_low - high * at_high
 
         return Propagation(y, pull, [Part(1.0, z, None, q)] if call.account else [])
 
