@@ -24,9 +24,7 @@ def names() -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that were asked for; 1 if contenders turn out not to be equal."""
     known = ", ".join(names())
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks", description="Ours beside the peers on the same work."
-    )
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Ours beside the peers on the same work.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}; all of them if none is given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="rows by name, such as 'resnet50*'")

@@ -120,9 +120,7 @@ def equality(row: Row) -> dict[str, float]:
         if name != OURS and contender.agrees:
             found[name] = difference(result, contender.prepare(True)())
             if not found[name] <= row.tolerance:  # also if it is NaN
-                raise Unequal(
-                    f"{row.name}: ours and {name} differ by {found[name]:.1e}, allowed {row.tolerance:.1e}"
-                )
+                raise Unequal(f"{row.name}: ours and {name} differ by {found[name]:.1e}, allowed {row.tolerance:.1e}")
     return found
 
 

@@ -112,9 +112,7 @@ def ours(exact: bool, model_name: str, composite: str, items: int, size: int) ->
     return lambda: lrp.relevance(model, x, target, composite=rules)
 
 
-def zennit(
-    exact: bool, model_name: str, composite: str, items: int, size: int, channels_last: bool = False
-) -> Work:
+def zennit(exact: bool, model_name: str, composite: str, items: int, size: int, channels_last: bool = False) -> Work:
     """zennit, folded and registered beforehand."""
     model, x, target = _setting(exact, model_name, items, size)
     model = folded(model).requires_grad_(False)
@@ -191,9 +189,7 @@ def _row(model: str, composite: str, items: int, size: int) -> Row:
         OURS: Contender(partial(ours, **work), settings="the unmodified model, as the user has it"),
         "zennit": Contender(partial(zennit, **work), settings=fold),
         "zennit, channels last": Contender(partial(zennit, **work, channels_last=True), settings=fold),
-        "plain": Contender(
-            partial(plain, **frame), agrees=False, settings="forward and gradient to the input"
-        ),
+        "plain": Contender(partial(plain, **frame), agrees=False, settings="forward and gradient to the input"),
         "plain, channels last": Contender(
             partial(plain, **frame, channels_last=True), agrees=False, memory=False, settings="the same"
         ),

@@ -26,9 +26,7 @@ from xaicourse import lrp
 def tiny(exact: bool) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     dtype = torch.float64 if exact else torch.float32
-    model = (
-        nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).eval().to(dtype)
-    )
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).eval().to(dtype)
     return model, torch.randn(4, 6, dtype=dtype)
 
 

@@ -19,9 +19,7 @@ def test_a_photograph_is_rgb_in_float32_between_0_and_1(name):
     image = images.load(name)
     assert image.dtype == torch.float32
     assert image.ndim == 3 and image.shape[0] == 3 and min(image.shape[1:]) >= 300
-    assert (
-        0 <= image.min() < 0.2 and 0.6 < image.max() <= 1
-    )  # a full range, neither in bytes nor divided twice
+    assert 0 <= image.min() < 0.2 and 0.6 < image.max() <= 1  # a full range, neither in bytes nor divided twice
     assert image.std() > 0.05
 
 

@@ -282,9 +282,7 @@ def test_lite0_is_normalised_by_127_and_128_of_255():
     seed=st.integers(0, 2**31),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_every_input_lies_in_the_box_of_black_and_white_though_resizing_overshoots(
-    name, height, width, seed, dtype
-):
+def test_every_input_lies_in_the_box_of_black_and_white_though_resizing_overshoots(name, height, width, seed, dtype):
     pixels = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)).round().to(dtype)
     x, (low, high) = models.transform(name)(pixels)[None], models.pixel_range(name, dtype=dtype)
     assert low.shape == high.shape == (1, 3, 1, 1)

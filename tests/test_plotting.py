@@ -139,9 +139,7 @@ def test_channels_are_summed_before_the_scale_is_set():
 def test_what_lies_beyond_a_limit_is_said_with_its_share_and_its_size():
     relevance = torch.zeros(10, 10)
     relevance[0, :3] = torch.tensor([4.0, -2.0, 1.0])
-    assert "2 % of pixels beyond,\nup to |R| = 4" in texts(
-        plotting.heatmap(relevance, alt="clipped", limit=1.0)
-    )
+    assert "2 % of pixels beyond,\nup to |R| = 4" in texts(plotting.heatmap(relevance, alt="clipped", limit=1.0))
     assert "beyond" not in texts(plotting.heatmap(relevance, alt="not clipped", limit=4.0))
 
 
@@ -198,9 +196,7 @@ def test_a_shared_scale_is_one_scale_and_the_figure_says_so(settings_):
 
 
 @settings(max_examples=15, deadline=None)
-@given(
-    count=st.integers(1, 9), columns=st.none() | st.integers(1, 6), image=st.booleans(), shared=st.booleans()
-)
+@given(count=st.integers(1, 9), columns=st.none() | st.integers(1, 6), image=st.booleans(), shared=st.booleans())
 def test_a_grid_shows_every_map_once_in_order_whatever_its_shape(count, columns, image, shared):
     maps = {f"map {i}": MAP * (i + 1) for i in range(count)}
     picture = plotting.grid(maps, PHOTOGRAPH if image else None, alt="maps", columns=columns, shared=shared)
@@ -323,9 +319,7 @@ def test_a_graph_whose_parts_do_not_fit_is_refused(arguments, message):
 
 
 def test_labels_and_layers_must_fit_the_network():
-    with pytest.raises(
-        ValueError, match=r"labels must name the neurons of each layer, \[3, 2, 1\], got \[1\]"
-    ):
+    with pytest.raises(ValueError, match=r"labels must name the neurons of each layer, \[3, 2, 1\], got \[1\]"):
         plotting.network_graph(NEURONS, MESSAGES, alt="wrong", labels=[["x"]])
     with pytest.raises(ValueError, match="layers must name all 3 layers, got 1"):
         plotting.network_graph(NEURONS, MESSAGES, alt="wrong", layers=["input"])
@@ -350,9 +344,7 @@ def test_bars_turn_to_a_logarithmic_axis_only_where_sizes_span_far_and_say_so():
 
 
 def test_bars_refuse_sums_that_cannot_be():
-    with pytest.raises(
-        ValueError, match="at least |sum R| in every layer; in layer 'b' it is 1 and the sum is -2"
-    ):
+    with pytest.raises(ValueError, match="at least |sum R| in every layer; in layer 'b' it is 1 and the sum is -2"):
         plotting.bars(["a", "b"], [1.0, -2.0], [1.0, 1.0], alt="impossible")
     with pytest.raises(ValueError, match="signed must have one number per name, 2, got shape"):
         plotting.bars(["a", "b"], [1.0], [1.0, 1.0], alt="short")

@@ -59,9 +59,7 @@ def applies(requirement, extra=""):
 
 
 def test_every_declared_dependency_is_pinned_to_a_version_that_it_allows(project, pins):
-    declared = project["project"]["dependencies"] + sum(
-        project["project"]["optional-dependencies"].values(), []
-    )
+    declared = project["project"]["dependencies"] + sum(project["project"]["optional-dependencies"].values(), [])
     for requirement in map(Requirement, declared):
         if requirement.name != "xaicourse":
             assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
@@ -81,9 +79,7 @@ def test_the_pins_are_closed_and_agree_with_one_another(pins):
             if applies(requirement):
                 name = canonicalize_name(requirement.name)
                 assert name in pins, f"{each.name} needs {requirement}, which is not pinned"
-                assert pins[name] in requirement.specifier, (
-                    f"{each.name} needs {requirement}, pinned is {pins[name]}"
-                )
+                assert pins[name] in requirement.specifier, f"{each.name} needs {requirement}, pinned is {pins[name]}"
 
 
 def test_no_pin_asks_for_a_newer_python_than_the_course(pins):
@@ -94,13 +90,9 @@ def test_no_pin_asks_for_a_newer_python_than_the_course(pins):
 def test_the_pins_keep_out_a_torch_without_its_torchvision(pins):
     """torch 2.13.0+cpu is an example: no torchvision is beside it, the pinned one fails to import on it."""
     assert Version("2.13.0+cpu") not in SpecifierSet(f"=={pins['torch']}")
-    (needs,) = [
-        r for r in map(Requirement, metadata.requires("torchvision")) if r.name == "torch" and applies(r)
-    ]
+    (needs,) = [r for r in map(Requirement, metadata.requires("torchvision")) if r.name == "torch" and applies(r)]
     assert Version(metadata.version("torch")) in needs.specifier
-    boxes = torch.tensor(
-        [[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9]]
-    )  # nms is compiled against torch's own library
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9]])  # nms is compiled against torch's own library
     assert torchvision.ops.nms(boxes, torch.tensor([0.5, 1.0]), 0.5).tolist() == [1]
 
 
@@ -121,9 +113,7 @@ def test_the_python_versions_agree(project):
     assert yaml.safe_load(text("environment.yml"))["dependencies"][0] == f"python={oldest}"
     assert f"sys.version_info < ({OLDEST.major}, {OLDEST.minor})" in text("Makefile")
     assert f"--python-version {OLDEST}" in text("Makefile")
-    assert f"Python {oldest} or newer" in text("Makefile") and f"Python {oldest} or newer" in text(
-        "README.md"
-    )
+    assert f"Python {oldest} or newer" in text("Makefile") and f"Python {oldest} or newer" in text("README.md")
 
 
 def test_there_is_one_version():
@@ -132,15 +122,11 @@ def test_there_is_one_version():
 
 def test_no_file_names_a_package_registry_or_a_path_of_somebodys_machine():
     # the brackets keep these lines from finding themselves
-    addresses = (
-        r"pypi[.]org|pythonhosted[.]org|anaconda[.](?:org|com)|pytorch[.]org/whl|index[-]url|find[-]links"
-    )
+    addresses = r"pypi[.]org|pythonhosted[.]org|anaconda[.](?:org|com)|pytorch[.]org/whl|index[-]url|find[-]links"
     paths = r"(?<![\w.:/])/(?:wor[k]|far[m]|roo[t]|hom[e]|tm[p]|op[t]|User[s])/[\w.]"
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        files = subprocess.run(
-            listing, cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
+        files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     for name in filter(lambda name: (ROOT / name).is_file(), files):
@@ -173,9 +159,7 @@ def make(tmp_path):
 
     def run(*arguments, version="3.11.7", pip="works"):
         log.write_text("")
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith("MAKE")
-        }  # we may run under make test
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}  # we may run under make test
         environment |= {"LOG": str(log), "VERSION": version, "PIP": pip}
         command = ["make", f"PYTHON='{fake}'", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

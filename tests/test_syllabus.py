@@ -30,9 +30,7 @@ def test_every_notebook_of_a_lecture_stands_in_the_manifest():
 
 def test_the_table_in_the_readme_is_current():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == syllabus.insert(readme, syllabus.table(syllabus.read(ROOT / "syllabus.toml"))), (
-        "run: make table"
-    )
+    assert readme == syllabus.insert(readme, syllabus.table(syllabus.read(ROOT / "syllabus.toml"))), "run: make table"
 
 
 # The checker itself, on a small course that is right, and then on one with a single thing wrong.
@@ -179,9 +177,7 @@ def test_numbers_and_names_that_stand_twice_or_nowhere_are_found(tmp_path):
 
 def test_a_ready_lecture_without_a_claim_is_found(tmp_path):
     problems(tmp_path)
-    assert syllabus.problems(Syllabus([Lecture(**LECTURE)], []), tmp_path) == [
-        "lecture 1 is ready and claims nothing"
-    ]
+    assert syllabus.problems(Syllabus([Lecture(**LECTURE)], []), tmp_path) == ["lecture 1 is ready and claims nothing"]
 
 
 def test_a_table_of_the_manifest_with_a_wrong_field_is_named(tmp_path):

@@ -54,9 +54,7 @@ _PHOTOGRAPHS = {
         "a motorcycle; Scharstein et al., High-resolution stereo datasets with subpixel-accurate ground "
         "truth, GCPR 2014; Middlebury 2014 stereo benchmark, no licence stated",
     ),
-    "retina": _skimage(
-        "retina.jpg", "a human retina; Mikael Häggström, WikiJournal of Medicine 1(2), 2014; CC0"
-    ),
+    "retina": _skimage("retina.jpg", "a human retina; Mikael Häggström, WikiJournal of Medicine 1(2), 2014; CC0"),
     "rocket": _skimage("rocket.jpg", "Falcon 9 lifts off with DSCOVR; SpaceX; public domain"),
 }
 
@@ -124,7 +122,5 @@ def _photograph(name: str) -> _Photograph:
     if name not in _PHOTOGRAPHS:
         close = difflib.get_close_matches(name.lower(), _PHOTOGRAPHS)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise ValueError(
-            f"name={name!r} is no known photograph: {hint}images.names() gives {', '.join(names())}"
-        )
+        raise ValueError(f"name={name!r} is no known photograph: {hint}images.names() gives {', '.join(names())}")
     return _PHOTOGRAPHS[name]

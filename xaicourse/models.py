@@ -252,9 +252,7 @@ def names() -> list[str]:
     return [_LITE0, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def load(
-    name: str = _LITE0, *, pretrained: bool = True, device: str | torch.device | None = None
-) -> nn.Module:
+def load(name: str = _LITE0, *, pretrained: bool = True, device: str | torch.device | None = None) -> nn.Module:
     """Load a classifier of ImageNet's 1000 categories, in eval mode.
 
     Parameters
@@ -435,9 +433,7 @@ def _check_image(image: Tensor | Image.Image) -> Tensor:
 
 def _check_shape(argument: str, tensor: Tensor) -> None:
     if tensor.ndim not in (3, 4) or tensor.shape[-3] != 3 or 0 in tensor.shape:
-        raise ValueError(
-            f"{argument} must have shape (3, H, W) or (N, 3, H, W), not empty, got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{argument} must have shape (3, H, W) or (N, 3, H, W), not empty, got {tuple(tensor.shape)}")
 
 
 def _describe(thing: object) -> str:

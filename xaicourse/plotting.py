@@ -41,9 +41,7 @@ Array = NDArray[np.float64]
 WIDTH = 9.5  # inches: a notebook page
 _PIXELS_PER_INCH = 100  # on the page; a picture may hold more for a sharp projection
 
-_SIGNED = matplotlib.colormaps[
-    "RdBu_r"
-]  # told apart also by colour-blind eyes, and in gray by its white middle
+_SIGNED = matplotlib.colormaps["RdBu_r"]  # told apart also by colour-blind eyes, and in gray by its white middle
 _POSITIVE, _NEGATIVE, _NEUTRAL = "#b2182b", "#2166ac", "#8c8c8c"
 _SEE_THROUGH = LinearSegmentedColormap.from_list(
     "signed_opacity",
@@ -90,9 +88,7 @@ class Picture:
                 dpi=_PIXELS_PER_INCH * self.sharpness,
                 bbox_inches="tight",
                 pad_inches=0.08,
-                metadata={
-                    "Software": None
-                },  # or each version of matplotlib would change a committed notebook
+                metadata={"Software": None},  # or each version of matplotlib would change a committed notebook
             )
         image = Image.open(content).convert("RGB")
         if self.sharpness > 1:  # line art: 256 colours do, and a third of the bytes
@@ -301,8 +297,7 @@ def _draw_panels(panels: list[_Panel], columns: int, title: str = "", shared: fl
     note = 0.3 if len(maps) > 1 and not shared else 0.0
     bar = (1.05 if clipped else 0.7) if shared else 0.0
     heads = [
-        max(0.21 * (titles[id(panel)].count("\n") + 1) * bool(panel.title) for panel in row) + 0.28
-        for row in rows
+        max(0.21 * (titles[id(panel)].count("\n") + 1) * bool(panel.title) for panel in row) + 0.28 for row in rows
     ]
     height = 0.4 * bool(title) + sum(heads) + len(rows) * (size * aspect + foot) + note + bar
     figure = Figure(figsize=(columns * cell, height))
@@ -334,9 +329,7 @@ def _draw_panels(panels: list[_Panel], columns: int, title: str = "", shared: fl
         top += size * aspect + foot
     if shared:
         wide = axes_at(columns * cell / 2 - 2, top + 0.2, 4.0, 0.14)
-        wide.set_title(
-            "one scale for all panels" if len(maps) > 1 else "", fontsize=10, fontweight="normal", pad=4
-        )
+        wide.set_title("one scale for all panels" if len(maps) > 1 else "", fontsize=10, fontweight="normal", pad=4)
         _draw_colour_bar(figure, wide, maps)
     elif note:
         write(columns * cell / 2, top + 0.22, "each panel has its own scale", fontsize=10)
@@ -389,11 +382,7 @@ def _beyond(panels: list[_Panel]) -> str:
     """What a scale leaves out, in words; nothing if it holds every pixel."""
     magnitude = np.concatenate([np.abs(panel.values).ravel() for panel in panels if panel.values is not None])
     out = magnitude > panels[0].scale
-    return (
-        f"{_percent(out.mean())} of pixels beyond,\nup to |R| = {_number(magnitude.max())}"
-        if out.any()
-        else ""
-    )
+    return f"{_percent(out.mean())} of pixels beyond,\nup to |R| = {_number(magnitude.max())}" if out.any() else ""
 
 
 def _colours(panel: _Panel) -> Colormap:
@@ -410,17 +399,13 @@ def _scale(maps: list[Array], limit: float | None, quantile: float | None) -> fl
     """The end of the colour scale: a limit that is given, a quantile of |R|, or the largest |R| (1 if all are
     0)."""
     if limit is not None and quantile is not None:
-        raise ValueError(
-            f"limit and quantile exclude each other, got limit={limit!r} and quantile={quantile!r}"
-        )
+        raise ValueError(f"limit and quantile exclude each other, got limit={limit!r} and quantile={quantile!r}")
     if limit is not None:
         return _check_positive("limit", limit)
     if quantile is not None and _check_positive("quantile", quantile) > 1:
         raise ValueError(f"quantile must be in (0, 1], got {quantile!r}")
     magnitude = np.concatenate([np.abs(values).ravel() for values in maps])
-    return (
-        float(np.quantile(magnitude, 1.0 if quantile is None else quantile)) or float(magnitude.max()) or 1.0
-    )
+    return float(np.quantile(magnitude, 1.0 if quantile is None else quantile)) or float(magnitude.max()) or 1.0
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -491,10 +476,7 @@ def network_graph(
 
     columns = np.linspace(0.9, WIDTH - 0.9, len(sizes))
     middle = bottom + max(sizes) * _ROW / 2
-    places = [
-        [(x, middle + _ROW * ((n - 1) / 2 - i)) for i in range(n)]
-        for x, n in zip(columns, sizes, strict=True)
-    ]
+    places = [[(x, middle + _ROW * ((n - 1) / 2 - i)) for i in range(n)] for x, n in zip(columns, sizes, strict=True)]
 
     for level, weights in enumerate(edges):
         for (i, k), at in _places_of_numbers(places[level], places[level + 1]).items():
@@ -553,9 +535,7 @@ def _draw_neuron(axes: Axes, x: float, y: float, value: float, name: str, scale:
         Circle((x, y), _RADIUS, facecolor=_SIGNED((shade + 1) / 2), edgecolor="0.25", linewidth=1.3, zorder=4)
     )
     ink = "white" if abs(shade) > 0.65 else "black"
-    axes.text(
-        x, y, _decimal(value, scale), ha="center", va="center_baseline", color=ink, zorder=5, fontsize=10.5
-    )
+    axes.text(x, y, _decimal(value, scale), ha="center", va="center_baseline", color=ink, zorder=5, fontsize=10.5)
     axes.text(x, y + _RADIUS + 0.04, name, ha="center", va="bottom", zorder=5, fontsize=11)
 
 
@@ -681,9 +661,7 @@ def bars(
         axes.set_xlim(floor, positive.max() * (positive.max() / floor) ** 0.25)
         shown = np.maximum(np.abs(total), floor)
         axes.hlines(heights, shown, np.maximum(size, floor), color="0.82", linewidth=5, zorder=1)
-        axes.scatter(
-            np.maximum(size, floor), heights, marker="D", s=42, facecolor="white", edgecolor="0.3", zorder=2
-        )
+        axes.scatter(np.maximum(size, floor), heights, marker="D", s=42, facecolor="white", edgecolor="0.3", zorder=2)
         axes.scatter(shown, heights, s=52, c=colours, zorder=3, clip_on=False)
         axes.set_xlabel("size, on a logarithmic axis")
     else:
@@ -782,9 +760,7 @@ def _check_title(title: str | None) -> str:
 
 def _check_alt(alt: str) -> None:
     if not _check_text("alt", alt).strip():
-        raise ValueError(
-            "alt must say what the picture shows, for those who cannot see it; got an empty string"
-        )
+        raise ValueError("alt must say what the picture shows, for those who cannot see it; got an empty string")
 
 
 def _check_positive(argument: str, value: float) -> float:
@@ -840,9 +816,7 @@ def _gray(pixels: Array) -> Array:
 
 def _check_same_size(pixels: Array, values: Array, argument: str) -> None:
     if pixels.shape[:2] != values.shape:
-        raise ValueError(
-            f"{argument} must have the size of the image, {pixels.shape[:2]}, got {values.shape}"
-        )
+        raise ValueError(f"{argument} must have the size of the image, {pixels.shape[:2]}, got {values.shape}")
 
 
 def _check_network(
@@ -856,9 +830,7 @@ def _check_network(
         if values.ndim != 1 or len(values) > 10:
             raise ValueError(f"relevance[{i}] must have shape (n,) with n up to 10, got {values.shape}")
     if len(edges) != len(neurons) - 1:
-        raise ValueError(
-            f"messages must have one matrix per pair of layers, {len(neurons) - 1}, got {len(edges)}"
-        )
+        raise ValueError(f"messages must have one matrix per pair of layers, {len(neurons) - 1}, got {len(edges)}")
     for i, matrix in enumerate(edges):
         expected = (len(neurons[i]), len(neurons[i + 1]))
         if matrix.shape != expected:
@@ -870,9 +842,7 @@ def _check_labels(labels: Sequence[Sequence[str]] | None, sizes: list[int]) -> l
     if labels is None:
         return [[""] * n for n in sizes]
     if [len(layer) for layer in labels] != sizes:
-        raise ValueError(
-            f"labels must name the neurons of each layer, {sizes}, got {[len(layer) for layer in labels]}"
-        )
+        raise ValueError(f"labels must name the neurons of each layer, {sizes}, got {[len(layer) for layer in labels]}")
     return [[_check_text("labels", name) for name in layer] for layer in labels]
 
 

@@ -117,9 +117,7 @@ def _lecture(lecture: Lecture, lectures: dict[int, Lecture], root: Path) -> list
     if lecture.status not in ("planned", "ready"):
         found.append(f"is {lecture.status!r}; expected 'planned' or 'ready'")
     elif path.exists() != (lecture.status == "ready"):
-        found.append(
-            f"is {lecture.status}, and {lecture.notebook} is {'there' if path.exists() else 'not there'}"
-        )
+        found.append(f"is {lecture.status}, and {lecture.notebook} is {'there' if path.exists() else 'not there'}")
     if lecture.status != "ready" or not path.exists():
         return found
     if lecture.seconds is None or not 0 < lecture.seconds <= LONGEST:
@@ -131,9 +129,7 @@ def _lecture(lecture: Lecture, lectures: dict[int, Lecture], root: Path) -> list
     code = [cell for cell in cells if cell["cell_type"] == "code" and _source(cell).strip()]
     counts = [cell.get("execution_count") for cell in code]
     if counts != list(range(1, len(code) + 1)):
-        found.append(
-            f"is not committed as executed from top to bottom in a fresh kernel: its counts are {counts}"
-        )
+        found.append(f"is not committed as executed from top to bottom in a fresh kernel: its counts are {counts}")
     failed = [o for cell in code for o in cell.get("outputs", []) if o.get("output_type") == "error"]
     found += [f"is committed with an error: {each.get('ename')}: {each.get('evalue')}" for each in failed]
     return found
@@ -194,9 +190,7 @@ def _test_exists(node_id: str, root: Path) -> bool:
     body: list[ast.stmt] = ast.parse((root / file).read_text(encoding="utf-8")).body
     for name in names:
         named = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name]
-        if not named or re.search(
-            r"\bmark\.(skip|xfail)\b", " ".join(map(ast.unparse, named[-1].decorator_list))
-        ):
+        if not named or re.search(r"\bmark\.(skip|xfail)\b", " ".join(map(ast.unparse, named[-1].decorator_list))):
             return False
         body = named[-1].body
     return True
@@ -242,9 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__, prog="python -m xaicourse.syllabus")
     parser.add_argument("--write", type=Path, required=True, metavar="FILE", help="for instance README.md")
     file = parser.parse_args().write
-    file.write_text(
-        insert(file.read_text(encoding="utf-8"), table(read(file.parent / "syllabus.toml"))), "utf-8"
-    )
+    file.write_text(insert(file.read_text(encoding="utf-8"), table(read(file.parent / "syllabus.toml"))), "utf-8")
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def photographs(items: int, size: int = 64, seed: int = 0) -> Tensor:
-    return torch.randn(
-        items, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn(items, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def small_head(vgg: nn.Module) -> nn.Module:
@@ -182,15 +180,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         "grad": {k: None if p.grad is None else p.grad.clone() for k, p in model.named_parameters()},
         "training": {k: m.training for k, m in model.named_modules()},
         "hooks": {
-            k: [
-                len(getattr(m, h)) for h in dir(m) if h.endswith("_hooks") and isinstance(getattr(m, h), dict)
-            ]
+            k: [len(getattr(m, h)) for h in dir(m) if h.endswith("_hooks") and isinstance(getattr(m, h), dict)]
             for k, m in model.named_modules()
         },
         "attributes": {k: sorted(vars(m)) for k, m in model.named_modules()},
-        "global hooks": {
-            h: len(v) for h, v in vars(hooks).items() if h.startswith("_global") and isinstance(v, dict)
-        },
+        "global hooks": {h: len(v) for h, v in vars(hooks).items() if h.startswith("_global") and isinstance(v, dict)},
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "function modes": len(torch.overrides._get_current_function_mode_stack()),

@@ -26,9 +26,7 @@ def _neuron(seed: int, inputs: int, positive: bool) -> tuple[Tensor, Tensor, Ten
 
 @given(seed=st.integers(0, 10_000), inputs=st.integers(2, 12))
 @pytest.mark.parametrize("name", RULES)
-def test_a_first_order_expansion_at_a_root_is_the_rule_of_its_search_direction(
-    name: str, seed: int, inputs: int
-):
+def test_a_first_order_expansion_at_a_root_is_the_rule_of_its_search_direction(name: str, seed: int, inputs: int):
     """Montavon et al. 2017: which rule it is depends only on where the root is sought."""
     w, b, x = _neuron(seed, inputs, positive=name == "z+")
     direction = {

@@ -199,9 +199,7 @@ def test_a_users_hook_that_keeps_a_layers_output_finds_its_values_there(model, x
     hooked = {name: value.detach().clone() for name, value in kept.items()}
     model(x)
     for name, value in kept.items():
-        if not isinstance(model[int(name)], nn.ReLU) and name not in (
-            "1",
-        ):  # "1" is written over by an in-place ReLU
+        if not isinstance(model[int(name)], nn.ReLU) and name not in ("1",):  # "1" is written over by an in-place ReLU
             agree(hooked[name], value.detach(), 1e-12)
 
 
@@ -274,9 +272,7 @@ CHANGES = {
     "a state dict": lambda m: m.load_state_dict(
         {k: v.flip(0) if v.dim() > 1 else v for k, v in m.state_dict().items()}
     ),
-    "an optimiser": lambda m: (
-        torch.optim.SGD(m.parameters(), 0.1).step() or [p.data.mul_(0.9) for p in m.parameters()]
-    ),
+    "an optimiser": lambda m: torch.optim.SGD(m.parameters(), 0.1).step() or [p.data.mul_(0.9) for p in m.parameters()],
     "another dtype and back": lambda m: m.float().double(),
 }
 
@@ -295,9 +291,7 @@ def test_a_changed_weight_is_noticed(model, x, change):
             lrp.relevance(fresh, x, 3, composite=composite),
         )
         agree(got, wanted, 1e-12)
-        assert not torch.equal(got, before[name]), (
-            "the change makes no difference, so that the test shows nothing"
-        )
+        assert not torch.equal(got, before[name]), "the change makes no difference, so that the test shows nothing"
 
 
 def composites():
@@ -360,11 +354,7 @@ def test_threads_that_explain_at_the_same_time_do_not_disturb_each_other(x):
             "fc",
             "conv1",
             "maxpool",
-        } | {
-            row.module
-            for row in results[-1].ledger
-            if row.module.startswith(("layer", "bn", "relu", "avgpool"))
-        }
+        } | {row.module for row in results[-1].ledger if row.module.startswith(("layer", "bn", "relu", "avgpool"))}
 
 
 THREADED = [("small", 2, "epsilon_plus"), ("resnet18", 3, "epsilon_alpha2_beta1"), ("small", 4, "epsilon")]
@@ -405,6 +395,4 @@ def test_a_gpu_gives_what_the_cpu_gives(name, composite):
     agree(got.cpu(), wanted.relevance, 1e-8)
     trace = lrp.trace(model, x, torch.tensor([3, 5], device="cuda"), composite=composite)
     agree(trace.relevance.cpu(), wanted.relevance, 1e-8)
-    assert abs(trace.ledger.input - wanted.ledger.input) < 1e-8 * max(
-        row.incoming_abs for row in wanted.ledger
-    )
+    assert abs(trace.ledger.input - wanted.ledger.input) < 1e-8 * max(row.incoming_abs for row in wanted.ledger)

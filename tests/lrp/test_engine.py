@@ -24,11 +24,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_additions_share_relevance_where_a_hook_on_modules_copies_it(blocks):
     torch.manual_seed(0)
-    model = (
-        nn.Sequential(*[Block() for _ in range(blocks)], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        .double()
-        .eval()
-    )
+    model = nn.Sequential(*[Block() for _ in range(blocks)], nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
     x = torch.rand(2, 4, 6, 6, dtype=torch.float64)
     composite = everywhere(lrp.ZPlus(epsilon=0))
     trace = lrp.trace(model, x, 1, composite=composite)
@@ -129,11 +125,7 @@ def test_one_model_with_inputs_of_other_sizes_and_dtypes_does_not_mix_them_up():
 def test_one_weight_in_two_geometries_is_two_layers():
     def forward(m, x):
         wide = nn.functional.conv2d(x, m.c.weight, m.c.bias, padding=2, dilation=2)
-        return (
-            (wide + m.c(x) + nn.functional.conv2d(x, m.c.weight, m.c.bias, padding="same"))
-            .relu()
-            .mean((2, 3))
-        )
+        return (wide + m.c(x) + nn.functional.conv2d(x, m.c.weight, m.c.bias, padding="same")).relu().mean((2, 3))
 
     model = Functional(forward, c=nn.Conv2d(3, 4, 3, padding=1))
     x = photographs(2, 8)

@@ -103,9 +103,7 @@ def test_a_target_that_is_no_index_is_refused(model, target, error, message):
     assert refused(model, error, message, target=target) == 0
 
 
-@pytest.mark.parametrize(
-    "target", [5, -1, 1000, torch.tensor([0, 5]), torch.tensor([-1, 0]), torch.tensor(7)]
-)
+@pytest.mark.parametrize("target", [5, -1, 1000, torch.tensor([0, 5]), torch.tensor([-1, 0]), torch.tensor(7)])
 def test_an_index_beyond_the_classes_is_refused(model, target):
     # how many classes there are only the model's output says
     refused(model, ValueError, r"target must be from 0 to 4, got (5|-1|1000|7)$", target=target)
@@ -184,9 +182,7 @@ def test_training_mode_is_refused_and_the_module_named(model):
 
 @pytest.mark.parametrize("model", [None, 3, "resnet18", X])
 def test_what_cannot_be_called_is_no_model(model):
-    with pytest.raises(
-        TypeError, match=f"model must be an nn.Module or a function.* got {type(model).__name__}"
-    ):
+    with pytest.raises(TypeError, match=f"model must be an nn.Module or a function.* got {type(model).__name__}"):
         lrp.relevance(model, X, 0)
 
 
@@ -286,9 +282,7 @@ def test_an_input_that_leaves_its_box_is_refused(model, low, high):
 @pytest.mark.parametrize("shape", [(2,), (4, 1, 1), (3, 7, 7)])
 def test_a_corner_that_does_not_fit_the_input_is_refused(model, shape):
     composite = lrp.Composite(first=lrp.ZBox(torch.full(shape, -9.0), 9))
-    refused(
-        model, ValueError, r"ZBox: low and high must broadcast against .*\(2, 3, 6, 6\)", composite=composite
-    )
+    refused(model, ValueError, r"ZBox: low and high must broadcast against .*\(2, 3, 6, 6\)", composite=composite)
 
 
 @pytest.mark.parametrize("rule", [lrp.ZBox(), lrp.WSquare(), lrp.Flat()])
@@ -306,9 +300,7 @@ def test_a_rule_for_the_first_layer_is_refused_elsewhere(model, rule):
 @pytest.mark.parametrize(
     "before",
     [
-        lambda x: (
-            x + x.flip(3)
-        ),  # relevance of a sum belongs to both, in a proportion that these rules do not know
+        lambda x: x + x.flip(3),  # relevance of a sum belongs to both, in a proportion that these rules do not know
         lambda x: x - x.mean((2, 3), keepdim=True),
         lambda x: x.sum(1, keepdim=True).expand(-1, 3, -1, -1),
         lambda x: torch.nn.functional.max_pool2d(x, 2, 1, 1),
@@ -319,9 +311,7 @@ def test_a_rule_for_the_first_layer_is_refused_elsewhere(model, rule):
 @pytest.mark.parametrize("rule", [lrp.ZBox(), lrp.WSquare(), lrp.Flat()])
 def test_a_rule_for_the_first_layer_is_refused_after_a_function_that_mixes_or_bends_pixels(before, rule):
     model = Functional(lambda m, x: m.c(before(x)).mean((2, 3)), c=nn.Conv2d(3, 4, 3))
-    with pytest.raises(
-        ValueError, match=f"{type(rule).__name__} is for a layer that reads the network's input"
-    ):
+    with pytest.raises(ValueError, match=f"{type(rule).__name__} is for a layer that reads the network's input"):
         lrp.relevance(model, X.double(), 0, composite=everywhere(rule))
 
 

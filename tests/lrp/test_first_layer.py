@@ -32,9 +32,7 @@ def _explain(first: Callable[[Tensor], Tensor], inputs: Tensor, rule: lrp.Rule) 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_padding_before_the_layer_is_padding_inside_it(
-    rule: lrp.Rule, weight: Tensor, inputs: Tensor
-) -> None:
+def test_padding_before_the_layer_is_padding_inside_it(rule: lrp.Rule, weight: Tensor, inputs: Tensor) -> None:
     inside = _explain(lambda x: F.conv2d(x, weight, stride=2, padding=1), inputs, rule)
     before = _explain(lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), weight, stride=2), inputs, rule)
     torch.testing.assert_close(before.relevance, inside.relevance, rtol=0, atol=1e-12)
@@ -42,16 +40,10 @@ def test_padding_before_the_layer_is_padding_inside_it(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_relevance_goes_back_through_what_only_moves_pixels(
-    rule: lrp.Rule, weight: Tensor, inputs: Tensor
-) -> None:
+def test_relevance_goes_back_through_what_only_moves_pixels(rule: lrp.Rule, weight: Tensor, inputs: Tensor) -> None:
     straight = _explain(lambda x: F.conv2d(x, weight), inputs, rule)
-    moved = _explain(
-        lambda x: F.conv2d(x.flip(3).transpose(2, 3), weight), inputs.transpose(2, 3).flip(3), rule
-    )
-    torch.testing.assert_close(
-        moved.relevance.flip(3).transpose(2, 3), straight.relevance, rtol=0, atol=1e-12
-    )
+    moved = _explain(lambda x: F.conv2d(x.flip(3).transpose(2, 3), weight), inputs.transpose(2, 3).flip(3), rule)
+    torch.testing.assert_close(moved.relevance.flip(3).transpose(2, 3), straight.relevance, rtol=0, atol=1e-12)
 
 
 def test_a_normalisation_inside_the_model_does_not_move_relevance(weight: Tensor, inputs: Tensor) -> None:

@@ -47,9 +47,7 @@ ONES = torch.ones(1, 2, dtype=torch.float64)
 def test_a_row_says_where_the_relevance_of_a_neuron_went(rule, weights, bias, wanted):
     ledger = lrp.trace(neuron(weights, bias), ONES, 0, composite=everywhere(rule)).ledger
     row = ledger[0]
-    assert (row.incoming, row.passed, row.bias, row.stabiliser, row.dead_end) == pytest.approx(
-        wanted, abs=1e-12
-    )
+    assert (row.incoming, row.passed, row.bias, row.stabiliser, row.dead_end) == pytest.approx(wanted, abs=1e-12)
     assert row.unexplained == pytest.approx(0, abs=1e-12)
     assert ledger.output == pytest.approx(wanted[0]) and ledger.input == pytest.approx(wanted[1])
     assert ledger.unaccounted == pytest.approx(0, abs=1e-12)
@@ -84,9 +82,7 @@ def test_an_addition_shares_relevance_out_in_proportion_to_its_terms():
     model = Functional(lambda m, x: m.a(x) + m.b(x), a=neuron([3.0, 0.0]), b=neuron([1.0, 0.0]))
     trace = lrp.trace(model, ONES, 0, composite=everywhere(lrp.Epsilon(0)))
     rows = {row.module: row for row in trace.ledger}
-    assert (rows["a"].incoming, rows["b"].incoming, rows[""].incoming, rows[""].passed) == pytest.approx(
-        (3, 1, 4, 4)
-    )
+    assert (rows["a"].incoming, rows["b"].incoming, rows[""].incoming, rows[""].passed) == pytest.approx((3, 1, 4, 4))
     agree(trace.layers["a"], torch.tensor([[3.0]]).double())
     agree(trace.layers["b"], torch.tensor([[1.0]]).double())
 
@@ -125,9 +121,7 @@ def test_layers_agree_with_the_textbook_tier():
     model = nn.Sequential(*layers).double().eval()
     x = torch.randn(1, 1, 6, 6, dtype=torch.float64)
     trace = lrp.trace(model, x, 1, composite=everywhere(lrp.AlphaBeta(1)))
-    wanted = reference.sequential(
-        layers, x[0], 1, lambda w, b, x, r: reference.alpha_beta(w, b, x, r, beta=1)
-    )
+    wanted = reference.sequential(layers, x[0], 1, lambda w, b, x, r: reference.alpha_beta(w, b, x, r, beta=1))
     agree(trace.relevance[0], wanted[0])
     for i, r in enumerate(wanted[1:]):
         agree(trace.layers[str(i)][0], r)

@@ -147,17 +147,15 @@ WORKING = {
     "padding by reflection": lambda m, h: F.pad(h, (1, 1, 1, 1), mode="reflect")[:, :, :8, :8],
     "nn.ConstantPad2d": lambda m, h: nn.ConstantPad2d((1, 0, 0, 1), -0.3)(h)[:, :, 1:, :-1],
     "nearest interpolation": lambda m, h: F.interpolate(h, scale_factor=2)[:, :, ::2, 1::2],
-    "bilinear interpolation": lambda m, h: F.interpolate(h, (4, 12), mode="bilinear", antialias=True)[
-        ..., :8
-    ].repeat(1, 1, 2, 1),
+    "bilinear interpolation": lambda m, h: F.interpolate(h, (4, 12), mode="bilinear", antialias=True)[..., :8].repeat(
+        1, 1, 2, 1
+    ),
     "bicubic interpolation": lambda m, h: F.interpolate(h, (8, 8), mode="bicubic", align_corners=True),
     "nn.Upsample": lambda m, h: nn.Upsample(scale_factor=2)(h)[..., 4:12, 4:12],
     "pixel shuffle": lambda m, h: F.pixel_unshuffle(F.pixel_shuffle(h, 2), 2),
     "channel shuffle": lambda m, h: F.channel_shuffle(h, 2),
     "questions about values": lambda m, h: h * 2 if bool((h > 1e9).any()) or torch.isnan(h).any() else m.b(h),
-    "questions about shape": lambda m, h: (
-        h + torch.zeros_like(h) + h.new_ones(h.size(1), 1, 1) * len(h) * h.dim()
-    ),
+    "questions about shape": lambda m, h: h + torch.zeros_like(h) + h.new_ones(h.size(1), 1, 1) * len(h) * h.dim(),
     "hidden in a list": lambda m, h: [h, m.b(h)][1],
     "in a comprehension over items": lambda m, h: torch.cat([m.b(h[i : i + 1]) for i in range(len(h))]),
     "checkpointed": lambda m, h: torch.utils.checkpoint.checkpoint(m.b, h, use_reentrant=False),
@@ -195,9 +193,7 @@ def test_what_models_call_between_layers_works(name):
 def test_a_shortcut_for_activations_that_are_not_negative_is_taken_only_where_they_are_not(name):
     """A layer behind the operation must see the signs of what it really reads."""
     middle = WORKING[name]
-    model = Functional(
-        lambda m, t: m.last(middle(m, m.a(t).relu())).mean((2, 3)), last=nn.Conv2d(4, 5, 1), **parts()
-    )
+    model = Functional(lambda m, t: m.last(middle(m, m.a(t).relu())).mean((2, 3)), last=nn.Conv2d(4, 5, 1), **parts())
     seen = []
     model.last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     zero = lrp.Epsilon(0)
@@ -296,9 +292,7 @@ def test_an_activation_hands_relevance_on_as_it_is(name, where):
     agree(trace.relevance, gradient_x_input(by_hand, inputs, 2), 1e-9)
 
 
-@pytest.mark.parametrize(
-    "g", [torch.tanh, F.gelu, F.silu, F.hardswish, F.elu, F.leaky_relu, F.relu6, torch.relu]
-)
+@pytest.mark.parametrize("g", [torch.tanh, F.gelu, F.silu, F.hardswish, F.elu, F.leaky_relu, F.relu6, torch.relu])
 def test_at_zero_a_secant_is_the_slope_there(g):
     from xaicourse.lrp import operations
 
@@ -324,9 +318,7 @@ def equals(model, inputs, other) -> None:
 @pytest.fixture
 def plain() -> nn.Module:
     torch.manual_seed(0)
-    return randomised(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
-    )
+    return randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)))
 
 
 def test_a_model_may_be_a_plain_function(plain):
@@ -345,9 +337,7 @@ def test_a_model_may_be_a_plain_function(plain):
 def test_nesting_makes_no_difference(plain):
     a, b, c, d, e = plain
     equals(
-        nn.Sequential(
-            nn.Sequential(a), nn.Sequential(nn.Sequential(b, c)), nn.Sequential(d, nn.Identity(), e)
-        ).eval(),
+        nn.Sequential(nn.Sequential(a), nn.Sequential(nn.Sequential(b, c)), nn.Sequential(d, nn.Identity(), e)).eval(),
         x(),
         plain,
     )
@@ -373,9 +363,7 @@ def test_modules_may_share_parameters():
     tied.weight, tied.bias = p["b"].weight, nn.Parameter(torch.ones(4).double())
     strided = nn.Conv2d(4, 4, 3, padding=1, stride=2).double().eval()
     strided.weight, strided.bias = p["b"].weight, p["b"].bias
-    model = nn.Sequential(
-        p["a"], nn.ReLU(), p["b"], nn.ReLU(), tied, nn.BatchNorm2d(4), nn.ReLU(), strided, p["norm"]
-    )
+    model = nn.Sequential(p["a"], nn.ReLU(), p["b"], nn.ReLU(), tied, nn.BatchNorm2d(4), nn.ReLU(), strided, p["norm"])
     model = nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), p["head"]).eval()
     import copy
 
@@ -387,9 +375,7 @@ def test_modules_may_share_parameters():
     equals(model, x(), untied)
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
-)
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
 def test_parametrised_weights_are_weights(plain, norm):
     norm(plain[0]), norm(plain[4])
     plain.eval()
@@ -575,9 +561,7 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
 def test_what_nobody_knows_is_refused_by_name_and_place(name, explain):
     middle, message = REFUSED[name]
-    block = Functional(
-        lambda m, t: middle(m, m.a(t).relu()), rnn=nn.LSTM(64, 64, batch_first=True), **parts()
-    )
+    block = Functional(lambda m, t: middle(m, m.a(t).relu()), rnn=nn.LSTM(64, 64, batch_first=True), **parts())
     model = nn.Sequential(
         nn.Identity(), nn.Sequential(block), nn.AdaptiveAvgPool2d(1), nn.Flatten(), parts()["head"]
     ).eval()

@@ -183,9 +183,7 @@ def test_a_rule_for_the_first_layer_of_a_network_is_zennits(name, pair):
         theirs,
         [zennit.torchvision.ResNetCanonizer()],
     )
-    agree(
-        lrp.relevance(model, x, 3, composite=lrp.Composite(convolution=lrp.ZPlus(), first=ours)), wanted, 1e-9
-    )
+    agree(lrp.relevance(model, x, 3, composite=lrp.Composite(convolution=lrp.ZPlus(), first=ours)), wanted, 1e-9)
 
 
 def test_without_its_canonizer_zennit_differs_by_two_to_the_number_of_additions():
@@ -207,13 +205,9 @@ def test_without_its_canonizer_zennit_differs_by_two_to_the_number_of_additions(
 def test_captums_epsilon_rule_gives_the_same(epsilon):
     # captum's other rules are wrong for signed inputs and are no oracle; it cannot go through nn.Flatten
     torch.manual_seed(0)
-    features = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU()
-    )
+    features = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU())
     head = nn.Sequential(nn.Linear(8 * 36, 12), nn.ReLU(), nn.Linear(12, 4))
-    model = randomised(
-        Functional(lambda m, x: m.head(torch.flatten(m.features(x), 1)), features=features, head=head)
-    )
+    model = randomised(Functional(lambda m, x: m.head(torch.flatten(m.features(x), 1)), features=features, head=head))
     x = photographs(3, 14)
     got = lrp.relevance(model, x, 2, composite=everywhere(lrp.Epsilon(epsilon)))
     for module in model.modules():

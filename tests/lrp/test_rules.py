@@ -147,9 +147,7 @@ def matrix(name: str) -> tuple[Tensor, Tensor]:
 
 
 def some_input(shape: tuple[int, ...], kind: str, items: int = 2, seed: int = 5) -> Tensor:
-    x = torch.randn(items, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).clamp(
-        LOW, HIGH
-    )
+    x = torch.randn(items, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).clamp(LOW, HIGH)
     match kind:
         case "nonnegative":
             return x.relu()  # half of it exact zeros
@@ -272,9 +270,7 @@ def test_a_rule_is_the_textbook_rule_for_any_geometry_of_a_convolution(data):
     torch.manual_seed(data.draw(st.integers(0, 10**6), "seed"))
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     extra = {"output_padding": tuple(s - 1 for s in geometry["stride"])} if transposed else {}
-    model = nn.Sequential(
-        kind(*channels, kernel, groups=groups, **geometry, **extra), nn.BatchNorm2d(channels[1])
-    )
+    model = nn.Sequential(kind(*channels, kernel, groups=groups, **geometry, **extra), nn.BatchNorm2d(channels[1]))
     randomised(model)
     x = some_input((channels[0], 5, 6), data.draw(st.sampled_from(["signed", "nonnegative"])))
     ours, textbook = RULES[rule]
@@ -324,9 +320,7 @@ def test_two_batch_norms_in_a_row_are_merged_once():
     w, b = reference.matrix(second, h[0])
     r_h = by_the_textbook(second, w, b, reference.epsilon, h)
     w, b = reference.matrix(first, x[0])
-    wanted = torch.stack(
-        [reference.z_plus(w, b, t.flatten(), r.flatten()) for t, r in zip(x, r_h, strict=True)]
-    )
+    wanted = torch.stack([reference.z_plus(w, b, t.flatten(), r.flatten()) for t, r in zip(x, r_h, strict=True)])
     got = lrp.relevance(nn.Sequential(first, second).eval(), x, weighted_sum)
     agree(got, wanted.reshape(x.shape), 1e-9)
 
@@ -434,9 +428,7 @@ def test_limits_of_gamma_are_epsilon_and_z_plus(name):
     whole = layer(name)
     agree(explained(lrp.Gamma(0.0, bias=True), whole), explained(lrp.Epsilon(), whole))
     firing = nn.Sequential(whole, nn.ReLU()).eval()
-    agree(
-        explained(lrp.Gamma(1e9, bias=True), firing), explained(lrp.ZPlus(bias=True, epsilon=0), firing), 1e-6
-    )
+    agree(explained(lrp.Gamma(1e9, bias=True), firing), explained(lrp.ZPlus(bias=True, epsilon=0), firing), 1e-6)
 
 
 def test_a_box_left_out_spans_each_items_own_values():
@@ -531,16 +523,12 @@ def test_a_resized_photograph_gets_all_relevance_of_its_resized_pixels(rule, mod
 
 
 def test_each_named_composite_gives_its_layers_the_rules_in_its_name():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     model.eval()
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     rules = {
         name: [
-            row.rule
-            for row in lrp.trace(model, x, 0, composite=name).ledger
-            if row.rule not in ("gradient", "secant")
+            row.rule for row in lrp.trace(model, x, 0, composite=name).ledger if row.rule not in ("gradient", "secant")
         ]
         for name in lrp.COMPOSITES
     }
@@ -571,8 +559,7 @@ def test_a_composite_picks_rules_by_kind_by_place_and_by_name():
         head=nn.Linear(4, 2),
     )
     rules = {
-        row.module: row.rule
-        for row in lrp.trace(model, torch.rand(2, 3, 1, 1).double(), 0, composite=composite).ledger
+        row.module: row.rule for row in lrp.trace(model, torch.rand(2, 3, 1, 1).double(), 0, composite=composite).ledger
     }
     assert rules["features.0"] == repr(lrp.Epsilon(0.25))
     assert (
@@ -590,7 +577,7 @@ def test_every_layer_that_reads_the_input_is_a_first_layer():
     )  # fmt: skip
     x = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     trace = lrp.trace(model, x, 0, composite=lrp.Composite(first=lrp.Flat()))
-    assert [row.rule for row in trace.ledger if row.module in "abc" and row.module] == [
-        repr(lrp.Flat())
-    ] * 2 + [repr(lrp.Epsilon())]
+    assert [row.rule for row in trace.ledger if row.module in "abc" and row.module] == [repr(lrp.Flat())] * 2 + [
+        repr(lrp.Epsilon())
+    ]
     assert abs(trace.ledger.unaccounted) < 1e-12

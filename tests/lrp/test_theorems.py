@@ -73,9 +73,7 @@ def check_accounts(trace: lrp.Trace, tolerance: float) -> None:
     assert abs(trace.ledger.unaccounted) <= tolerance * max(abs(trace.ledger.output), widest)
     kept = sum(trace.ledger.total(name) for name in ("bias", "stabiliser", "dead_end"))
     assert trace.ledger.input == pytest.approx(trace.relevance.sum().item(), rel=1e-4, abs=tolerance * widest)
-    assert abs(trace.ledger.output - trace.ledger.input - kept) <= tolerance * max(
-        abs(trace.ledger.output), widest
-    )
+    assert abs(trace.ledger.output - trace.ledger.input - kept) <= tolerance * max(abs(trace.ledger.output), widest)
 
 
 @pytest.mark.parametrize("composite", lrp.COMPOSITES)
@@ -159,9 +157,7 @@ def test_where_both_signs_occur_the_negative_part_of_all_relevance_is_beta_by_on
     torch.manual_seed(0)
     layer = nn.Linear(50, 1).double().eval()
     x = torch.rand(4, 50, dtype=torch.float64)
-    r = lrp.relevance(
-        layer, x, 0, composite=everywhere(lrp.AlphaBeta(beta, epsilon=0)), start=torch.ones(4).double()
-    )
+    r = lrp.relevance(layer, x, 0, composite=everywhere(lrp.AlphaBeta(beta, epsilon=0)), start=torch.ones(4).double())
     ratio = -r.clamp(max=0).sum(1) / r.abs().sum(1)
     agree(ratio, torch.full((4,), beta / (1 + 2 * beta), dtype=torch.float64), 1e-12)
     agree(r.sum(1), torch.ones(4, dtype=torch.float64), 1e-12)
@@ -226,9 +222,7 @@ def test_all_ways_to_name_the_same_target_agree():
 def test_relevance_of_a_difference_of_scores_is_the_difference_of_relevances():
     model, x = network("small"), images("small")
     for composite in lrp.COMPOSITES:
-        difference = lrp.relevance(model, x, 3, composite=composite) - lrp.relevance(
-            model, x, 5, composite=composite
-        )
+        difference = lrp.relevance(model, x, 3, composite=composite) - lrp.relevance(model, x, 5, composite=composite)
         agree(lrp.relevance(model, x, lambda y: y[:, 3] - y[:, 5], composite=composite), difference, 1e-9)
 
 

@@ -176,7 +176,9 @@ def from_call(kind: str, arguments: dict[str, Any]) -> Affine:
     )
 
 
-def from_batch_norm(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dim: int) -> Affine:
+def from_batch_norm(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dim: int
+) -> Affine:
     """A batch norm in evaluation mode on its own: the diagonal map y = a x + (b - a mean), a = w / sqrt(var + eps)."""
     scale, shift = _scale_and_shift(mean, var, weight, bias, eps)
     shape = (1, -1, *[1] * (dim - 2))
@@ -184,7 +186,13 @@ def from_batch_norm(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tens
 
 
 def merge_batch_norm(
-    layer: Affine, sources: list[Tensor], mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    layer: Affine,
+    sources: list[Tensor],
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Affine:
     """The layer followed by a batch norm in evaluation mode, as one layer: W' = a W, b' = a (b - mean) + b_bn."""
 

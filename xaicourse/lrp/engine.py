@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -173,7 +173,8 @@ class Engine(TorchFunctionMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not tensors or function in operations.SHAPE_QUERIES:
             return function(*args, **kwargs)
-        if not any([self._is_traced(t) for t in tensors]):
+        traced = [self._is_traced(t) for t in tensors]  # each one is looked at: one may come from an unseen operation
+        if not any(traced):
             with torch.no_grad():  # constants of the model: nothing flows through them
                 return function(*args, **kwargs)
         if function in operations.VALUE_QUERIES:
@@ -181,7 +182,9 @@ class Engine(TorchFunctionMode):
             with torch.no_grad():
                 return function(*args, **kwargs)
         if not torch.is_grad_enabled():
-            raise self._refusal(function, "is called while gradients are switched off, which would cut the relevance off")
+            raise self._refusal(
+                function, "is called while gradients are switched off, which would cut the relevance off"
+            )
         if function in operations.AFFINE:
             return self._layer(function, args, kwargs)
         if function in operations.BATCH_NORM:

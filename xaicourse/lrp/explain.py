@@ -194,12 +194,16 @@ def _check_index(target: int | Tensor, items: int) -> None:
                 f"target must be a LongTensor of shape {(items,)}, one index for each item, got {_kind(target)}"
             )
     elif isinstance(target, bool) or not isinstance(target, int):
-        raise TypeError(f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}")
+        raise TypeError(
+            f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
+        )
 
 
 def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target) -> None:
     if not isinstance(outputs, Tensor):
-        raise TypeError(f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one")
+        raise TypeError(
+            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
+        )
     if outputs.dim() == 0 or len(outputs) != len(inputs):
         raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
     _check_finite("the model's outputs", outputs)

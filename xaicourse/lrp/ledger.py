@@ -89,11 +89,24 @@ class Ledger(Sequence[Row]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        titles = ("module", "function", "rule", "incoming", "passed", "bias", "stabiliser", "dead end", "Σ|in|", "Σ|passed|")
+        titles = (
+            "module",
+            "function",
+            "rule",
+            "incoming",
+            "passed",
+            "bias",
+            "stabiliser",
+            "dead end",
+            "Σ|in|",
+            "Σ|passed|",
+        )
         head = "".join(f"<th>{t}</th>" for t in titles)
         body = "".join(
             "<tr>"
-            + "".join(f"<td style='text-align:left'>{html.escape(v)}</td>" for v in (row.module, row.function, row.rule))
+            + "".join(
+                f"<td style='text-align:left'>{html.escape(v)}</td>" for v in (row.module, row.function, row.rule)
+            )
             + "".join(f"<td>{getattr(row, c):.4g}</td>" for c in _COLUMNS)
             + "</tr>"
             for row in self.rows

@@ -61,7 +61,17 @@ def name(function: Callable[..., Any]) -> str:
 
 SHAPE_QUERIES = frozenset(
     [
-        *_all("size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_complex", "is_tensor", "get_device"),
+        *_all(
+            "size",
+            "dim",
+            "ndimension",
+            "numel",
+            "nelement",
+            "is_floating_point",
+            "is_complex",
+            "is_tensor",
+            "get_device",
+        ),
         *_all("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like"),
         *_all("full_like", "rand_like", "randn_like", "__len__", "__hash__"),
         *(
@@ -134,7 +144,9 @@ def stays_nonnegative(function: Callable[..., Any], kwargs: dict[str, Any], tens
     return nonnegative and function in _AVERAGES
 
 
-PIXELWISE = frozenset([*SCALING, *_all("add", "add_", "sub", "sub_", "__rsub__", "rsub", "to", "float", "double", "neg")])
+PIXELWISE = frozenset(
+    [*SCALING, *_all("add", "add_", "sub", "sub_", "__rsub__", "rsub", "to", "float", "double", "neg")]
+)
 """With a constant they act on each entry alone: relevance of the result is relevance of that entry."""
 
 _MIXES = frozenset(

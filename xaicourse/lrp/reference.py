@@ -76,7 +76,9 @@ def z_box(
     return _shares(z, torch.zeros_like(b), relevance, epsilon)
 
 
-def w_square(w: Tensor, b: Tensor, x: Tensor, relevance: Tensor, *, epsilon: float = 1e-6, bias: bool = False) -> Tensor:
+def w_square(
+    w: Tensor, b: Tensor, x: Tensor, relevance: Tensor, *, epsilon: float = 1e-6, bias: bool = False
+) -> Tensor:
     """z_ki = w_ki^2, whatever the input."""
     return _shares(w.square(), b.square() * bias, relevance, epsilon)
 

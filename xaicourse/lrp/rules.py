@@ -298,9 +298,10 @@ class ZBox:
         for name, value in (("low", self.low), ("high", self.high)):
             if value is not None and not isinstance(value, (int, float, Tensor)):
                 raise TypeError(f"{name} must be a number, a tensor or None, not {type(value).__name__}")
-        if self.low is not None and self.high is not None:
-            if bool((torch.as_tensor(self.low) > torch.as_tensor(self.high)).any()):
-                raise ValueError("low must not exceed high anywhere")
+        if self.low is None or self.high is None:
+            return
+        if bool((torch.as_tensor(self.low) > torch.as_tensor(self.high)).any()):
+            raise ValueError("low must not exceed high anywhere")
 
     def propagate(self, call: Call) -> Propagation:
         layer, x = call.layer, call.x
