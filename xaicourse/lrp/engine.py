@@ -54,6 +54,7 @@ class Traced:
     base         another tensor whose memory it may share
     pending      the layer whose output it stands for, if it is a placeholder
     value        the tensor that took its place: the layer's output, or the result of a function that works in place
+    ran          that value is the layer's output: somebody looked at it
     """
 
     raw: bool = False
@@ -62,6 +63,7 @@ class Traced:
     base: weakref.ref[Tensor] | None = None
     pending: Pending | None = None
     value: Tensor | None = None
+    ran: bool = False
 
 
 @dataclass(eq=False)
@@ -123,7 +125,7 @@ class Engine(TorchFunctionMode):
         """Make x known as the input; returns the tensor to give to the model."""
         entrance = x.view_as(x)  # a model may work in place on it, which a leaf forbids
         self.traced[entrance] = Traced(raw=True, twin=twin)
-        self.token = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
+        self.token = torch.full((), torch.nan, dtype=x.dtype, device=x.device, requires_grad=True)  # never zeros
         return entrance
 
     def value(self, result: Any) -> Any:
@@ -157,7 +159,9 @@ class Engine(TorchFunctionMode):
 
         hooks = [
             module_hooks.register_module_forward_pre_hook(enter),
-            module_hooks.register_module_forward_hook(leave),
+            module_hooks.register_module_forward_hook(
+                leave, always_call=True
+            ),  # also when a model catches an exception
         ]
         try:
             with torch.inference_mode(False), torch.enable_grad(), self:
@@ -178,7 +182,8 @@ class Engine(TorchFunctionMode):
             with torch.no_grad():  # constants of the model: nothing flows through them
                 return function(*args, **kwargs)
         if function in operations.VALUE_QUERIES:
-            args, kwargs = self.value((args, kwargs))
+            with torch.inference_mode(False), torch.enable_grad():
+                args, kwargs = self.value((args, kwargs))
             with torch.no_grad():
                 return function(*args, **kwargs)
         if not torch.is_grad_enabled():
@@ -189,7 +194,9 @@ class Engine(TorchFunctionMode):
             return self._layer(function, args, kwargs)
         if function in operations.BATCH_NORM:
             return self._batch_norm(function, args, kwargs)
-        return self._between_layers(function, args, kwargs)
+        # what autograd saves is kept as it is: torch.utils.checkpoint would compute it again, without us
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+            return self._between_layers(function, args, kwargs)
 
     def _is_traced(self, t: Tensor) -> bool:
         if t in self.traced:
@@ -239,12 +246,15 @@ class Engine(TorchFunctionMode):
         mean, var = a["running_mean"], a["running_var"]
         if a.get("training") or mean is None or var is None:
             raise self._refusal(function, "takes its statistics from the batch, so that items depend on each other")
+        if any(isinstance(t, Tensor) and t in self.traced for t in (mean, var, a.get("weight"), a.get("bias"))):
+            raise self._refusal(function, "has statistics or weights that depend on the input")
         norm = (mean, var, a.get("weight"), a.get("bias"), a.get("eps", 1e-5))
         info = self.traced[a["input"]]
         before = info.pending
         # channels are the second axis; those of a linear layer are its last
         same_axis = a["input"].dim() == 2 or before is None or before.layer.kind != "linear"
-        if before is not None and info.value is None and "batch_norm" not in before.functions and same_axis:
+        untouched = info.value is None or (info.ran and self.traced[info.value].value is None)
+        if before is not None and untouched and "batch_norm" not in before.functions and same_axis:
             layer = affine.merge_batch_norm(before.layer, before.sources, *norm)
             functions = (*before.functions, "batch_norm")
             return self._placeholder(Pending(layer, [], before.x, before.path, functions, []), a["input"].shape)
@@ -264,6 +274,7 @@ class Engine(TorchFunctionMode):
             return t
         if info.value is None and info.pending is not None:
             info.value = self._run(info.pending)
+            info.ran = True
         return t if info.value is None else self._materialised(info.value)
 
     def _run(self, pending: Pending, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -286,7 +297,8 @@ class Engine(TorchFunctionMode):
         if self.recorder and row:
             x = self.recorder.input(x, row)
             twin = twin if twin is None else self.recorder.input(twin, row, is_relevance=True)
-        y = _Propagate.apply(x, twin, propagation)
+        with torch.inference_mode(False), torch.enable_grad():
+            y = _Propagate.apply(x, twin, propagation)
         self.traced[y] = Traced(nonnegative=activation is torch.relu_)
         if self.recorder and row:
             self.recorder.output(y, row, propagation.parts)
@@ -308,13 +320,14 @@ class Engine(TorchFunctionMode):
     def _between_layers(self, function: Any, args: Any, kwargs: Any) -> Any:
         in_place, function, args, kwargs = operations.out_of_place(function, args, kwargs)
         if in_place:
-            self._refuse_shared_memory(function, args[0])
+            self._refuse_shared_memory(function, args[0] if args else kwargs["input"])
         if function in operations.SECANT or function in operations.RELU:
             result = self._activation(function, args, kwargs)
         elif function in operations.DROPOUT:
             if operations.arguments("dropout", args, kwargs).get("training", True):
                 raise self._refusal(function, "drops entries at random (training mode)")
-            result = self._plain(torch.clone, args[:1], {})
+            result = self._materialised(operations.arguments("dropout", args, kwargs)["input"])
+            in_place = False
         elif function in operations.SCALING:
             named = operations.arguments("scaling", args, kwargs)
             a, b = named["input"], named["other"]
@@ -330,7 +343,10 @@ class Engine(TorchFunctionMode):
         else:
             raise self._refusal(function, "is not among the functions that LRP knows (xaicourse.lrp.operations)")
         if in_place:
-            self.traced[args[0]].value = result  # whoever still holds the old tensor means the new one
+            changed = args[0] if args else kwargs["input"]
+            while (value := self.traced[changed].value) is not None:
+                changed = value
+            self.traced[changed].value = result  # whoever still holds the old tensor means the new one
         return result
 
     def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
@@ -384,7 +400,8 @@ class Engine(TorchFunctionMode):
         if base is not None and (older := self.traced[base].base) is not None:
             base = older()
         for t, twin in zip(outputs, twins, strict=True):
-            if t in self.traced:  # the very tensor that came in (``x.contiguous()``)
+            # not the very tensor that came in (``x.contiguous()``), nor a constant that took its form (``k.expand_as(x)``)
+            if t in self.traced or not t.requires_grad:
                 continue
             self.traced[t] = Traced(raw, twin, nonnegative, None if base is None else weakref.ref(base))
             if recorder and row:
@@ -418,5 +435,6 @@ class Engine(TorchFunctionMode):
         twins = [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
         if recorder and row:
             for t in twins:
-                recorder.output(t, row, is_relevance=True)
+                if t.requires_grad:
+                    recorder.output(t, row, is_relevance=True)
         return [*twins]

@@ -69,9 +69,13 @@ def trace(
     composite: str | Composite = "epsilon_plus",
     start: Tensor | None = None,
 ) -> Trace:
-    """As ``relevance``, and keeps the relevance of every layer and the ledger. Slower, and needs more memory."""
+    """As ``relevance``, and keeps the relevance of every layer and the ledger. Slower, and needs more memory.
+
+    Runs the model once more, as it is, and raises ``UnhandledOperation`` if its outputs are not the same then.
+    """
     recorder = Recorder()
     outputs, result, begun, arrived = _explain(model, inputs, target, composite, start, recorder)
+    _check_same_outputs(model, inputs, outputs)
     return Trace(outputs, result, recorder.layers, recorder.ledger(begun, arrived))
 
 
@@ -216,6 +220,22 @@ def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target) -> None:
     low, high = (int(target.min()), int(target.max())) if isinstance(target, Tensor) else (target, target)
     if low < 0 or high >= outputs.shape[1]:
         raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
+
+
+def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor) -> None:
+    """A model that works with tensors in a way that escaped us gives other outputs under LRP: the last net to catch it."""
+    with torch.no_grad():
+        plain = model(inputs.detach().clone())
+    tolerance = (
+        0.05 if torch.finfo(outputs.dtype).bits == 16 else 1e-3 if torch.finfo(outputs.dtype).bits == 32 else 1e-8
+    )
+    scale = plain.abs().max().item()
+    difference = (plain - outputs).abs().max().item()
+    if not difference <= tolerance * max(scale, torch.finfo(outputs.dtype).tiny):
+        raise UnhandledOperation(
+            f"model: under LRP its outputs differ by {difference:.3g} from what they are without (largest {scale:.3g}); it "
+            "changes from call to call, or does something with its tensors that LRP does not see"
+        )
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -45,6 +45,10 @@ class Row:
         return self.incoming - self.passed - self.bias - self.stabiliser - self.dead_end
 
 
+_HOLDS_CONSTANTS = frozenset(
+    ["add", "__add__", "__radd__", "sub", "subtract", "rsub", "__sub__", "__rsub__", "pad", "masked_fill"]
+    + ["cat", "concat", "concatenate", "stack", "hstack", "vstack"]
+)
 _COLUMNS = ("incoming", "passed", "bias", "stabiliser", "dead_end", "incoming_abs", "passed_abs")
 
 
@@ -184,12 +188,11 @@ class Recorder:
         y.register_hook(keep)
 
     def ledger(self, output: float, given: float) -> Ledger:
-        """The finished ledger. What plain operations kept, their constants kept: they have no other place for it."""
+        """The finished ledger. What a sum, a padding or a concatenation kept, the constant in it kept; no other plain
+        operation has a place for relevance to stay, and there a difference remains unexplained."""
         for row in self.rows:
-            if row.rule == "gradient":
+            if row.rule == "gradient" and row.function in _HOLDS_CONSTANTS:
                 row.bias = row.incoming - row.passed
-            elif row.rule == "secant":
-                row.dead_end = row.incoming - row.passed
         return Ledger(self.rows, output, given)
 
 

@@ -72,7 +72,7 @@ SHAPE_QUERIES = frozenset(
             "is_tensor",
             "get_device",
         ),
-        *_all("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like"),
+        *_all("new_zeros", "new_ones", "new_empty", "new_full", "zeros_like", "ones_like", "empty_like"),
         *_all("full_like", "rand_like", "randn_like", "__len__", "__hash__"),
         *(
             getattr(Tensor, attribute).__get__

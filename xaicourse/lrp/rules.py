@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -184,10 +184,12 @@ class AlphaBeta:
 
         M = (1 + beta) (w_ik x_i)+ / sum_i' (w_i'k x_i')+  -  beta (w_ik x_i)- / sum_i' (w_i'k x_i')-.
 
-    Bach et al. write alpha = 1 + beta and let beta be negative (alpha + beta = 1); others write alpha - beta = 1.
+    There is no alpha to give: it is 1 + beta. Bach et al. let beta be negative (alpha + beta = 1); others write
+    alpha - beta = 1, and their (2, 1) is ``AlphaBeta(1)``.
     """
 
     beta: float
+    _: KW_ONLY
     bias: bool = False
     epsilon: float = STABILISER
     returns_relevance = False
@@ -234,6 +236,7 @@ class Gamma:
     """
 
     gamma: float = 0.25
+    _: KW_ONLY
     bias: bool = True
     epsilon: float = STABILISER
     returns_relevance = False
