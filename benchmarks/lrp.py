@@ -125,7 +125,7 @@ def zennit(exact: bool, model_name: str, composite: str, items: int, size: int, 
 def zennit_as_documented(exact: bool, model_name: str, composite: str, items: int, size: int) -> Work:
     """zennit as its documentation has it: everything within a context, batch norms merged by its canonizer."""
     model, x, target = _setting(exact, model_name, items, size)
-    """zennit as documented: everything within a context, batch norms merged by its canonizer."""
+    rules = zennit_composite(composite, [_canonizer(model_name)])
 
     def work() -> Tensor:
         with rules.context(model) as modified:
