@@ -52,6 +52,7 @@ WORKING = {
     "f(x) + x": lambda m, h: m.b(h) + h,
     "torch.add": lambda m, h: torch.add(h, m.b(h)),
     "torch.add with alpha": lambda m, h: torch.add(h, m.b(h), alpha=-2),
+    "torch.add with alpha, of ReLUs": lambda m, h: torch.add(h, m.b(h).relu(), alpha=-2),
     ".add": lambda m, h: h.add(m.b(h), alpha=0.5),
     "+= of a layer": lambda m, h: add_to(m.b(h), h),
     "+= of an activation": lambda m, h: add_to(h.clone(), m.b(h)),
@@ -290,6 +291,23 @@ def test_an_activation_hands_relevance_on_as_it_is(name, where):
         return model.head((h * torch.where(h == 0, 0, y / h).detach()).mean((2, 3)))
 
     agree(trace.relevance, gradient_x_input(by_hand, inputs, 2), 1e-9)
+
+
+@pytest.mark.parametrize("name", SECANTS)
+@pytest.mark.parametrize("middle", [lambda h: h, lambda h: F.avg_pool2d(h, 3, 1, 1), lambda h: h + h.flip(3)])
+def test_a_layer_behind_an_activation_sees_its_signs(name, middle):
+    g = SECANTS[name]
+    model = Functional(lambda m, t: m.last(middle(g(m.a(t)))).mean((2, 3)), last=nn.Conv2d(4, 5, 1), **parts())
+    composite = lrp.Composite(convolution=lrp.Epsilon(0), names={"last": lrp.ZPlus()})
+
+    def by_hand(t):
+        y = model.a(t)
+        h = middle(y * torch.where(y == 0, 0, g(y.clone()) / y).detach())
+        w = model.last.weight
+        z = F.conv2d(h.clamp(min=0), w.clamp(min=0)) + F.conv2d(h.clamp(max=0), w.clamp(max=0))
+        return (z * (model.last(h) / (z + 1e-6)).detach()).mean((2, 3))
+
+    agree(lrp.relevance(model, x(), 2, composite=composite), gradient_x_input(by_hand, x(), 2), 1e-9)
 
 
 @pytest.mark.parametrize("g", [torch.tanh, F.gelu, F.silu, F.hardswish, F.elu, F.leaky_relu, F.relu6, torch.relu])
