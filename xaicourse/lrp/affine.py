@@ -208,8 +208,8 @@ def merge_batch_norm(
         new_bias = shift if layer.bias is None else scale * layer.bias + shift
         return replace(layer, weight=_laid_out(merged), bias=new_bias, cache={})
 
-    key = (layer.kind, layer.stride, layer.padding, layer.crop, layer.dilation, layer.output_padding, layer.groups, eps)
-    key = (*key, weight is None, bias is None)
+    geometry = (layer.stride, layer.padding, layer.crop, layer.dilation, layer.output_padding, layer.groups)
+    key = (layer.kind, geometry, eps, weight is None, bias is None)
     norm = [t for t in (mean, var, weight, bias) if t is not None]
     return _remembered("batch_norm", sources[0], [layer, *norm], make, key)
 
