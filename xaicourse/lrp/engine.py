@@ -9,7 +9,7 @@ Three things deserve a word.
 
 *Deferred layers.* A batch norm can only be merged into the layer before it once we have seen it. So a call of a layer
 returns a placeholder, a tensor with the right shape and no memory, and is run when somebody wants its values: then we know
-whether a batch norm and a ReLU followed. The model cannot tell the difference.
+whether a batch norm and a ReLU followed. Where values escape us they are NaN.
 
 *Traced tensors.* Every tensor that depends on the input is known to us by identity. A tensor that hangs on the graph and
 is not known came from an operation that we did not see, and is refused.
