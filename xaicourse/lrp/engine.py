@@ -2,10 +2,11 @@
 
 Lectures 11 and 12. While the model runs, a ``TorchFunctionMode`` sees every torch function it calls, whoever calls it: a
 module, a ``+``, a ``torch.cat`` in somebody's ``forward``. Layers with weights run as their rule says (``rules.py``),
-other known functions keep their plain gradient or pass on a secant (``operations.py``), and a function that nobody knows
-raises ``UnhandledOperation``. Autograd then carries c = R / x from the output to the input along the model's own graph.
+other functions as ``operations.py`` says: by their gradient, as a product of gates and signals, by their secant, or written
+out in known functions (``composed.py``). A function that nobody knows raises ``UnhandledOperation``. Autograd then carries
+c = R / x from the output to the input along the model's own graph.
 
-Three things deserve a word.
+Four things deserve a word.
 
 *Deferred layers.* A batch norm can only be merged into the layer before it once we have seen it. So a call of a layer
 returns a placeholder, a tensor with the right shape and no memory, and is run when somebody wants its values: then we know
@@ -15,11 +16,16 @@ whether a batch norm and a ReLU followed. Where values escape us they are NaN.
 is not known came from an operation that we did not see, and is refused.
 
 *Two channels.* zB, w2 and flat give R and not R / x at the first layer. They answer to a twin of the input, which goes
-through the same reshapes, and in the end R = x c + R_twin.
+through the same reshapes, and in the end R = x c + R_twin. Words have a twin only: an embedding hands it all it has.
+
+*Gates.* The result of a sigmoid, of a softmax or of a square root is marked as a gate, and so is what is made of gates
+alone. Where a gate meets a signal in a product, the gate is a constant.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -37,6 +43,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from . import affine, operations
 from .composites import Composite
 from .ledger import Recorder, Row
+from .operations import Operation
 from .rules import Call, Propagation
 
 
@@ -51,6 +58,8 @@ class Traced:
     raw          it is the input, perhaps reshaped or shifted: no layer and no activation lies between
     twin         the input's twin after the same reshapes, for rules that return relevance itself
     nonnegative  it has no entry below zero
+    gate         it is made of gates alone: a signal that it multiplies takes all
+    index        it is made of the model's integer input (words); an embedding reads it
     base         another tensor whose memory it may share
     pending      the layer whose output it stands for, if it is a placeholder
     value        the tensor that took its place: the layer's output, or the result of a function that works in place
@@ -60,6 +69,8 @@ class Traced:
     raw: bool = False
     twin: Tensor | None = None
     nonnegative: bool = False
+    gate: bool = False
+    index: bool = False
     base: weakref.ref[Tensor] | None = None
     pending: Pending | None = None
     value: Tensor | None = None
@@ -74,6 +85,7 @@ class Pending:
     sources: list[Tensor]  # the model's own tensors that it was made from
     x: Tensor
     path: str  # of the module that called it
+    depth: int  # its place among the layers, in the order in which they are first called
     functions: tuple[str, ...]
     outputs: list[str]  # paths of the modules whose output it is
 
@@ -94,38 +106,97 @@ class _Propagate(torch.autograd.Function):
 
 
 class _Secant(torch.autograd.Function):
-    """An activation y = g(x) with its secant y / x in place of its tangent."""
+    """An activation y = g(x) with its secant (y - g(0)) / x in place of its tangent."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, activation: Callable[[Tensor], Tensor], zero: bool) -> Tensor:
         y = activation(x)
-        ctx.save_for_backward(operations.secant(activation, x, y))
+        rise = y if zero else y - activation(torch.zeros_like(x))
+        ctx.save_for_backward(operations.secant(activation, x, rise))
         return y
 
     @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] * ctx.saved_tensors[0], None, None
+
+
+class _Share(torch.autograd.Function):
+    """The identity; relevance comes back as this share of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.saved_tensors[0], None
+        return gradients[0] * ctx.share, None
+
+
+class _Gate(torch.autograd.Function):
+    """Weights that steer a signal. Relevance has no business here; if some arrives, there is no rule for it."""
+
+    @staticmethod
+    def forward(ctx: Any, why: str, compute: Callable[[], Any], *sources: Tensor) -> Any:
+        ctx.why, ctx.sources = why, len(sources)
+        ctx.set_materialize_grads(False)
+        return compute()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        if any(g is not None and bool((g != 0).any()) for g in gradients):
+            raise UnhandledOperation(ctx.why)
+        return (None,) * (2 + ctx.sources)
+
+
+class _Embed(torch.autograd.Function):
+    """Rows of a table by index: on the way back, R_i = sum_k y_ik c_ik to the twin of the indices."""
+
+    @staticmethod
+    def forward(ctx: Any, twin: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.dtype = twin.dtype
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return (gradients[0] * ctx.saved_tensors[0]).sum(-1).to(ctx.dtype), None
 
 
 class Engine(TorchFunctionMode):
     """Sees every torch function while it is ``running``. One engine explains one forward pass."""
 
-    def __init__(self, model: Callable[..., Any], composite: Composite, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        composite: Composite,
+        recorder: Recorder | None = None,
+        *,
+        layers: int | None = None,
+        watched: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.composite = composite
         self.recorder = recorder
+        self.layers = layers
+        self.watched = watched
+        self.outputs: dict[str, Tensor] = {}
         self.paths = {m: path for path, m in model.named_modules()} if isinstance(model, nn.Module) else {}
         self.stack: list[nn.Module] = []
+        self.within: list[str] = []
         self.traced: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.viewed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.depths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.token: Tensor | None = None
 
     # ---------------------------------------------------------------------------------------------- for who runs a model
 
     def enter(self, x: Tensor, twin: Tensor) -> Tensor:
         """Make x known as the input; returns the tensor to give to the model."""
-        entrance = x.view_as(x)  # a model may work in place on it, which a leaf forbids
-        self.traced[entrance] = Traced(raw=True, twin=twin)
-        self.token = torch.full((), torch.nan, dtype=x.dtype, device=x.device, requires_grad=True)  # never zeros
+        is_index = not x.is_floating_point()
+        entrance = x.clone() if is_index else x.view_as(x)  # a model may work in place on it, which a leaf forbids
+        self.traced[entrance] = Traced(raw=True, twin=twin, index=is_index)
+        self.token = torch.full((), torch.nan, dtype=twin.dtype, device=x.device, requires_grad=True)  # never zeros
         return entrance
 
     def value(self, result: Any) -> Any:
@@ -143,7 +214,8 @@ class Engine(TorchFunctionMode):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Intercept functions, and follow which module runs. The hooks are global: the model itself gets none."""
+        """Intercept functions, and follow which module runs. What is changed for it is global and changed back: the model
+        itself gets no hooks."""
         thread = threading.get_ident()
 
         def enter(module: nn.Module, args: Any) -> None:
@@ -152,7 +224,7 @@ class Engine(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() == thread and self.stack and self.stack[-1] is module:
-                if self.recorder is not None and isinstance(output, Tensor):
+                if isinstance(output, Tensor):
                     with torch._C.DisableTorchFunction():
                         self._note_output(self._path(module), output)
                 self.stack.pop()
@@ -164,24 +236,53 @@ class Engine(TorchFunctionMode):
             ),  # also when a model catches an exception
         ]
         try:
-            with torch.inference_mode(False), torch.enable_grad(), self:
+            with torch.inference_mode(False), torch.enable_grad(), self._seeing_custom_functions(), _uncompiled(), self:
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def _seeing_custom_functions(self) -> Iterator[None]:
+        """A custom autograd function is no torch function: its ``apply`` comes by here."""
+        owner = torch.autograd.Function
+        own, original = vars(owner).get("apply"), owner.apply
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            run = original.__func__.__get__(None, cls) if hasattr(original, "__func__") else super(owner, cls).apply
+            if torch.overrides._get_current_function_mode() is not self:  # from within a rule, or another thread
+                return run(*args, **kwargs)
+            with _popped(self):
+                return self._custom(cls, run, args, kwargs)
+
+        owner.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            if own is None:
+                del owner.apply
+            else:
+                owner.apply = own  # type: ignore[method-assign]
 
     # --------------------------------------------------------------------------------------------------- the interception
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if not tensors or function in operations.SHAPE_QUERIES:
+        operation = operations.find(function, args, kwargs)
+        if not tensors or (operation is not None and operation.rule == "form"):
             return function(*args, **kwargs)
         traced = [self._is_traced(t) for t in tensors]  # each one is looked at: one may come from an unseen operation
         if not any(traced):
-            with torch.no_grad():  # constants of the model: nothing flows through them
-                return function(*args, **kwargs)
-        if function in operations.VALUE_QUERIES:
+            return self._constant(function, args, kwargs)
+        device = tensors[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return self._handle(function, operation, args, kwargs)
+        with torch.autocast(device, enabled=False):  # LRP computes in the dtypes of inputs and weights
+            return self._handle(function, operation, args, kwargs)
+
+    def _handle(self, function: Any, operation: Operation | None, args: Any, kwargs: Any) -> Any:
+        if operation is not None and operation.rule == "values":
             with torch.inference_mode(False), torch.enable_grad():
                 args, kwargs = self.value((args, kwargs))
             with torch.no_grad():
@@ -190,13 +291,97 @@ class Engine(TorchFunctionMode):
             raise self._refusal(
                 function, "is called while gradients are switched off, which would cut the relevance off"
             )
-        if function in operations.AFFINE:
-            return self._layer(function, args, kwargs)
-        if function in operations.BATCH_NORM:
-            return self._batch_norm(function, args, kwargs)
+        in_place, function, args, kwargs = operations.out_of_place(function, args, kwargs)
+        if in_place:
+            self._refuse_shared_memory(function, args[0] if args else kwargs["input"])
+            operation = operations.find(function, args, kwargs)
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
+        if any(self.traced[t].index for t in tensors):
+            return self._indices(function, operation, args, kwargs)
+        if operation is None:
+            return self._open(function, args, kwargs)
         # what autograd saves is kept as it is: torch.utils.checkpoint would compute it again, without us
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-            return self._between_layers(function, args, kwargs)
+            result = self._by_rule(function, operation, args, kwargs)
+        if in_place:
+            changed = args[0] if args else kwargs["input"]
+            if result is not changed:
+                self._replace(changed, result)
+        return result
+
+    def _by_rule(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
+        match operation.rule:
+            case "layer":
+                return self._layer(function, operation, args, kwargs)
+            case "batch_norm":
+                return self._batch_norm(function, args, kwargs)
+            case "dropout":
+                if operations.arguments("dropout", args, kwargs).get("training", True):
+                    raise self._refusal(function, "drops entries at random (training mode)")
+                return self._materialised(operations.arguments("dropout", args, kwargs)["input"])
+            case "assignment":
+                return self._assign(function, operation, args, kwargs)
+            case "product":
+                if kwargs.get("rounding_mode") is not None:
+                    raise self._refusal(function, "rounds its result")
+                return self._product(function, operation, args, kwargs)
+            case "secant":
+                return self._activation(function, operation, args, kwargs)
+            case "gate":
+                return self._gate(function, operation, args, kwargs)
+            case "constant":
+                args, kwargs = self.value((args, kwargs))
+                with torch.no_grad():
+                    result = function(*args, **kwargs)
+                    return tree_map_only(Tensor, lambda t: t.detach().clone(), result)
+            case "composed":
+                return self._compose(operation.name, operation.made_of, args, kwargs)
+            case "gradient":
+                if operation.name == "relu":
+                    return self._activation(function, operation, args, kwargs)
+                return self._gradient(function, operation, args, kwargs)
+        raise self._refusal(function, "looks up a table that depends on the input")
+
+    def _constant(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Nothing flows through what does not depend on the input."""
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor) and t._is_view() and t._base is not None:
+                self.viewed[t._base] = True
+        return result
+
+    def _open(self, function: Any, args: Any, kwargs: Any) -> Any:
+        body = operations.opened(function)
+        if body is None:
+            raise self._refusal(
+                function,
+                "is not among the functions that LRP knows (xaicourse.lrp.operations); lrp.register(function, rule) tells it "
+                "what to do",
+            )
+        return self._compose(operations.name(function), body, args, kwargs)
+
+    def _compose(self, name: str, body: Any, args: Any, kwargs: Any) -> Any:
+        """What a function calls, seen as the model's own calls are."""
+        self.within.append(name)
+        try:
+            with self:
+                return body(*args, **kwargs)
+        finally:
+            self.within.pop()
+
+    def _custom(self, cls: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A custom autograd function, which may have been registered."""
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not any([self._is_traced(t) for t in tensors]):
+            return self._constant(run, args, kwargs)
+        operation = operations.find(cls)
+        if operation is None:
+            raise UnhandledOperation(
+                f"LRP has no rule for the custom autograd function {cls.__qualname__} in {self._where()}; "
+                f"lrp.register({cls.__qualname__}, rule) tells it what to do"
+            )
+        return self._by_rule(run, operation, args, kwargs)
 
     def _is_traced(self, t: Tensor) -> bool:
         if t in self.traced:
@@ -204,12 +389,15 @@ class Engine(TorchFunctionMode):
         if t.grad_fn is not None:
             raise UnhandledOperation(
                 f"{self._where()} uses a tensor made by {t.grad_fn.name()}, which did not come by as a torch function: LRP "
-                "cannot see into custom autograd functions and compiled code, nor into tensors computed beforehand"
+                "cannot see into compiled code, nor into tensors computed beforehand"
             )
         return False
 
     def _refusal(self, function: Any, why: str) -> UnhandledOperation:
-        return UnhandledOperation(f"LRP has no rule for {operations.name(function)} in {self._where()}: it {why}")
+        called_by = f" (called by {self.within[-1]})" if self.within else ""
+        return UnhandledOperation(
+            f"LRP has no rule for {operations.name(function)}{called_by} in {self._where()}: it {why}"
+        )
 
     def _where(self) -> str:
         if not self.stack:
@@ -222,24 +410,33 @@ class Engine(TorchFunctionMode):
     def _here(self) -> str:
         return self._path(self.stack[-1]) if self.stack else ""
 
+    def _row(self, operation: str | Operation, rule: str, constants: bool = False) -> Row | None:
+        if self.recorder is None:
+            return None
+        name = operation if isinstance(operation, str) else operation.name
+        return self.recorder.row(self._here(), (": ".join([*self.within, name]),), rule, constants=constants)
+
     # ------------------------------------------------------------------------------------------------ layers with weights
 
-    def _layer(self, function: Any, args: Any, kwargs: Any) -> Tensor:
-        kind = operations.AFFINE[function]
+    def _layer(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Tensor:
+        kind = operation.name
         arguments = operations.arguments(kind, args, kwargs)
         weight, bias = arguments["weight"], arguments.get("bias")
         if weight in self.traced or (bias is not None and bias in self.traced):
-            raise self._refusal(function, "has weights that depend on the input")
+            return self._product(function, operation, args, kwargs)
         x = self._materialised(arguments["input"])
         if kind != "linear" and x.dim() == weight.dim() - 1:
             raise self._refusal(function, "is called on a single item without the batch dimension")
+        if x.dtype != weight.dtype:  # autocast would see to it
+            x = self._gradient(Tensor.to, operations.find(Tensor.to), (x, weight.dtype), {})
         meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
         meta["input"] = torch.empty(x.shape, dtype=x.dtype, device="meta")
         shape = function(**meta).shape
         sources = [weight] if bias is None else [weight, bias]
-        return self._placeholder(
-            Pending(affine.from_call(kind, arguments), sources, x, self._here(), (kind,), []), shape
-        )
+        depth = self.depths.setdefault(weight, len(self.depths))
+        layer = affine.from_call(kind, arguments)
+        functions = (": ".join([*self.within, kind]),)
+        return self._placeholder(Pending(layer, sources, x, self._here(), depth, functions, []), shape)
 
     def _batch_norm(self, function: Any, args: Any, kwargs: Any) -> Tensor:
         a = operations.arguments("batch_norm", args, kwargs)
@@ -257,9 +454,11 @@ class Engine(TorchFunctionMode):
         if before is not None and untouched and "batch_norm" not in before.functions and same_axis:
             layer = affine.merge_batch_norm(before.layer, before.sources, *norm)
             functions = (*before.functions, "batch_norm")
-            return self._placeholder(Pending(layer, [], before.x, before.path, functions, []), a["input"].shape)
+            pending = Pending(layer, [], before.x, before.path, before.depth, functions, [])
+            return self._placeholder(pending, a["input"].shape)
         x = self._materialised(a["input"])
-        return self._run(Pending(affine.from_batch_norm(*norm, x.dim()), [], x, self._here(), ("batch_norm",), []))
+        layer = affine.from_batch_norm(*norm, x.dim())
+        return self._run(Pending(layer, [], x, self._here(), len(self.depths), ("batch_norm",), []))
 
     def _placeholder(self, pending: Pending, shape: torch.Size) -> Tensor:
         assert self.token is not None
@@ -281,7 +480,7 @@ class Engine(TorchFunctionMode):
         """Run a layer under its rule, the activation that follows folded in."""
         layer, x = pending.layer, pending.x
         info = self.traced[x]
-        rule = self.composite.rule(layer.kind, pending.path, info.raw)
+        rule = self.composite.rule(layer.kind, pending.path, info.raw, pending.depth, self.layers)
         twin = info.twin if rule.returns_relevance else None
         if rule.returns_relevance and twin is None:
             raise ValueError(
@@ -302,115 +501,149 @@ class Engine(TorchFunctionMode):
         self.traced[y] = Traced(nonnegative=activation is torch.relu_)
         if self.recorder and row:
             self.recorder.output(y, row, propagation.parts)
-            for path in pending.outputs:
-                self.recorder.layer(path, y)
+        for path in pending.outputs:
+            self._keep_output(path, y)
         return y
 
     def _note_output(self, path: str, output: Tensor) -> None:
         info = self.traced.get(output)
-        if self.recorder is None or info is None:
+        if info is None or (self.recorder is None and path not in self.watched):
             return
         if info.value is None and info.pending is not None:
             info.pending.outputs.append(path)
         else:
-            self.recorder.layer(path, self._materialised(output))
+            self._keep_output(path, self._materialised(output))
+
+    def _keep_output(self, path: str, y: Tensor) -> None:
+        if not y.requires_grad:
+            return
+        if path in self.watched:
+            self.outputs.setdefault(path, y)
+        if self.recorder is not None:
+            self.recorder.layer(path, y)
 
     # ------------------------------------------------------------------------------------------- what lies between layers
 
-    def _between_layers(self, function: Any, args: Any, kwargs: Any) -> Any:
-        in_place, function, args, kwargs = operations.out_of_place(function, args, kwargs)
-        if in_place:
-            self._refuse_shared_memory(function, args[0] if args else kwargs["input"])
-        if function in operations.SECANT or function in operations.RELU:
-            result = self._activation(function, args, kwargs)
-        elif function in operations.DROPOUT:
-            if operations.arguments("dropout", args, kwargs).get("training", True):
-                raise self._refusal(function, "drops entries at random (training mode)")
-            result = self._materialised(operations.arguments("dropout", args, kwargs)["input"])
-            in_place = False
-        elif function in operations.SCALING:
-            named = operations.arguments("scaling", args, kwargs)
-            a, b = named["input"], named["other"]
-            if named.get("rounding_mode") is not None:
-                raise self._refusal(function, "rounds its result")
-            divides = function in operations.DIVISION
-            if isinstance(b, Tensor) and b in self.traced and (divides or (isinstance(a, Tensor) and a in self.traced)):
-                what = "divides by a tensor" if divides else "multiplies two tensors"
-                raise self._refusal(function, f"{what} that depend on the input")
-            result = self._plain(function, args, kwargs)
-        elif function in operations.PLAIN:
-            result = self._plain(function, args, kwargs)
-        else:
-            raise self._refusal(function, "is not among the functions that LRP knows (xaicourse.lrp.operations)")
-        if in_place:
-            changed = args[0] if args else kwargs["input"]
-            while (value := self.traced[changed].value) is not None:
-                changed = value
-            self.traced[changed].value = result  # whoever still holds the old tensor means the new one
-        return result
-
-    def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
-        if t not in self.traced:
-            raise self._refusal(function, "works in place on a tensor that does not depend on the input")
-        while (value := self.traced[t].value) is not None:  # views are views of the tensor that t stands for
-            t = value
-        base = self.traced[t].base
-        shared = base is not None and base() is not None
-        if shared or any(info.base is not None and info.base() is t for info in self.traced.values()):
-            raise self._refusal(function, "works in place on memory that another tensor shares")
-
-    def _activation(self, function: Any, args: Any, kwargs: Any) -> Tensor:
+    def _activation(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Tensor:
         x, rest = operations.first_argument(args, kwargs)
-        info, is_relu = self.traced[x], function in operations.RELU
+        others = [t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor) and t is not x and t in self.traced]
+        if others or not isinstance(x, Tensor) or x not in self.traced:
+            raise self._refusal(function, "has settings that depend on the input")
+        info, is_relu = self.traced[x], operation.name == "relu"
         activation = torch.relu_ if is_relu else rest(function)
-        if info.pending is not None and info.value is None and self.recorder is None:
+        if info.pending is not None and info.value is None and self.recorder is None and operation.zero:
             return self._run(info.pending, activation)
         if is_relu:
-            return self._plain(torch.relu, (x,), {})
+            return self._gradient(torch.relu, operation, (x,), {})
         x = self._materialised(x)
-        row = self.recorder.row(self._here(), (operations.name(function),), "secant") if self.recorder else None
-        y = _Secant.apply(self.recorder.input(x, row) if self.recorder and row else x, activation)
-        self.traced[y] = Traced(nonnegative=function in operations.NONNEGATIVE)
+        info = self.traced[x]
+        row = self._row(operation, "secant", constants=not operation.zero)
+        y = _Secant.apply(self.recorder.input(x, row) if self.recorder and row else x, activation, operation.zero)
+        self.traced[y] = Traced(nonnegative=operation.keeps_sign, gate=operation.gate or info.gate)
         if self.recorder and row:
             self.recorder.output(y, row)
         return y
 
-    def _plain(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """A function whose plain gradient is its rule."""
+    def _gate(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
+        """Weights, made of whatever: nothing flows back."""
+        args, kwargs = self.value((args, kwargs))
+        sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
+        held = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+        refusal = self._refusal(
+            function,
+            "is a gate: it steers signals that it multiplies, but here relevance reaches it. Explain the logits if the model "
+            "ends with it; lrp.register(function, rule) gives it a rule",
+        )
+        result = _Gate.apply(str(refusal), lambda: function(*held[0], **held[1]), *sources)
+        for t in tree_leaves(result):
+            if isinstance(t, Tensor) and t.is_floating_point():
+                self.traced[t] = Traced(nonnegative=operation.keeps_sign, gate=True)
+        return result
+
+    def _product(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
+        """Linear in each factor: signals share, gates and divisors are constants."""
+        if len(args) == 2 and isinstance(args[1], (list, tuple)):  # einsum takes its operands in a list, too
+            args = (args[0], *args[1])
+        args, kwargs = self.value((args, kwargs))
+        placed = [*enumerate(args), *kwargs.items()]
+        traced = {key: self.traced[t] for key, t in placed if isinstance(t, Tensor) and t in self.traced}
+        factors = [key for key in traced if operation.role(key) == "*"]
+        added = [key for key in traced if operation.role(key) == "+"]
+        signals = [key for key in factors if not traced[key].gate]
+        takers = signals or factors
+        if not takers and not added:
+            return self._gate(function, operation, args, kwargs)
+        shares = {**dict.fromkeys(takers, 1 / max(len(takers), 1)), **dict.fromkeys(added, 1.0)}
+        flows = [traced[key] for key in shares]
+        what = "signal takes all" if len(traced) > len(shares) else "gradient" if len(takers) < 2 else "equal shares"
+        return self._gradient(function, operation, args, kwargs, shares, flows, what)
+
+    def _gradient(
+        self,
+        function: Any,
+        operation: Operation | None,
+        args: Any,
+        kwargs: Any,
+        shares: dict[int | str, float] | None = None,
+        infos: list[Traced] | None = None,
+        what: str = "gradient",
+    ) -> Any:
+        """A function whose plain gradient is its rule; of a product each argument by its share."""
+        assert operation is not None
         args, kwargs = self.value((args, kwargs))
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        infos = [self.traced[t] for t in tensors if t in self.traced]
+        if infos is None:
+            infos = [self.traced[t] for t in tensors if t in self.traced]
         run = operations.VIEW_AS_RESHAPE.get(function, function)
-        recorder = self.recorder
-        row = recorder.row(self._here(), (operations.name(function),), "gradient") if recorder else None
-        if recorder and row:
-            probed = tree_map_only(Tensor, lambda t: recorder.input(t, row) if t in self.traced else t, (args, kwargs))
-            result = run(*probed[0], **probed[1])
+        row = self._row(operation, what, operation.constants)
+
+        def edge(t: Any, share: float = 1.0) -> Any:
+            if t not in self.traced:
+                return t
+            if share == 0:
+                return t.detach()
+            t = self.recorder.input(t, row) if self.recorder and row else t
+            return t if share == 1 else _Share.apply(t, share)
+
+        if shares is None:
+            given = tree_map_only(Tensor, edge, (args, kwargs))
         else:
-            result = run(*args, **kwargs)
+            given = (
+                tuple(edge(t, shares.get(i, 0.0)) if isinstance(t, Tensor) else t for i, t in enumerate(args)),
+                {k: edge(t, shares.get(k, 0.0)) if isinstance(t, Tensor) else t for k, t in kwargs.items()},
+            )
+        result = run(*given[0], **given[1])
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
         if not outputs:
             raise self._refusal(function, "turns it into integers, which carry no relevance")
-        raw = function not in operations.RELU and all(info.raw for info in infos)
-        twins = self._twins(function, run, args, kwargs, infos, outputs, row) if raw else [None] * len(outputs)
-        nonnegative = operations.stays_nonnegative(
-            function, kwargs, len(tensors), len(infos) == len(tensors) and all(info.nonnegative for info in infos)
-        )
-        base = next(t for t in tensors if t in self.traced) if function in operations.VIEWS else None
+        raw = operation.name != "relu" and all(info.raw for info in infos)
+        alone = shares is None or len(shares) == sum(t in self.traced for t in tensors) == 1
+        twins = [None] * len(outputs)
+        if raw and alone:
+            twins = self._twins(operation, run, args, kwargs, infos, outputs, row)  # type: ignore[assignment]
+        nonnegative = operation.name == "relu" or self._keeps_sign(operation, args, kwargs, tensors, infos)
+        base = next(t for t in tensors if t in self.traced) if operation.view else None
         if base is not None and (older := self.traced[base].base) is not None:
             base = older()
+        gate = operation.gate or all(info.gate for info in infos)
         for t, twin in zip(outputs, twins, strict=True):
             # not the very tensor that came in (``x.contiguous()``), nor a constant that took its form (``k.expand_as(x)``)
             if t in self.traced or not t.requires_grad:
                 continue
-            self.traced[t] = Traced(raw, twin, nonnegative, None if base is None else weakref.ref(base))
-            if recorder and row:
-                recorder.output(t, row)
+            self.traced[t] = Traced(raw, twin, nonnegative, gate, False, None if base is None else weakref.ref(base))
+            if self.recorder and row:
+                self.recorder.output(t, row)
         return result
+
+    @staticmethod
+    def _keeps_sign(operation: Operation, args: Any, kwargs: Any, tensors: list[Tensor], infos: list[Traced]) -> bool:
+        if not operation.keeps_sign or len(infos) < len(tensors) or not all(info.nonnegative for info in infos):
+            return False
+        return not operation.adds or (len(tensors) == 2 and not kwargs.get("alpha"))  # a number may be negative
 
     def _twins(
         self,
-        function: Any,
+        operation: Operation,
         run: Any,
         args: Any,
         kwargs: Any,
@@ -419,9 +652,9 @@ class Engine(TorchFunctionMode):
         row: Row | None,
     ) -> list[Tensor | None]:
         """The same reshapes of the input's twin. A constant that is added or multiplied moves no relevance to elsewhere."""
-        if any(info.twin is None for info in infos) or not operations.moves_pixels(function, len(infos)):
+        if any(info.twin is None for info in infos) or not operation.moves or (operation.adds and len(infos) > 1):
             return [None] * len(outputs)
-        if function in operations.PIXELWISE and len(infos) == 1:
+        if operation.entrywise and len(infos) == 1:
             twin = infos[0].twin
             return [twin if twin is not None and twin.shape == t.shape else None for t in outputs]
         recorder = self.recorder
@@ -438,3 +671,116 @@ class Engine(TorchFunctionMode):
                 if t.requires_grad:
                     recorder.output(t, row, is_relevance=True)
         return [*twins]
+
+    # ------------------------------------------------------------------------------------------------------------ in place
+
+    def _replace(self, changed: Tensor, result: Tensor) -> None:
+        """Whoever still holds the old tensor means the new one."""
+        while (value := self.traced[changed].value) is not None:
+            changed = value
+        self.traced[changed].value = result
+
+    def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
+        if t not in self.traced:
+            raise self._refusal(function, "works in place on a tensor that does not depend on the input")
+        while (value := self.traced[t].value) is not None:  # views are views of the tensor that t stands for
+            t = value
+        base = self.traced[t].base
+        shared = base is not None and base() is not None
+        if shared or any(info.base is not None and info.base() is t for info in self.traced.values()):
+            raise self._refusal(function, "works in place on memory that another tensor shares")
+
+    def _assign(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
+        """``y[index] = x``: a new tensor takes the place of y, which may be a constant that does not depend on the input yet."""
+        target = args[0]
+        if target in self.traced:
+            self._refuse_shared_memory(function, target)
+        elif target._is_view() or target in self.viewed:
+            raise self._refusal(function, "assigns to memory that another tensor shares")
+        (old, *rest), kwargs = self.value((args, kwargs))
+        row = self._row(operation, "gradient", constants=True)
+        traced = [t for t in (old, *tree_leaves(rest)) if isinstance(t, Tensor) and t in self.traced]
+        old_info, infos = self.traced.get(old), [self.traced[t] for t in traced]
+
+        def edge(t: Tensor) -> Tensor:
+            return self.recorder.input(t, row) if self.recorder and row and t in self.traced else t
+
+        given = tree_map_only(Tensor, edge, rest)
+        new = edge(old).clone()
+        function(new, *given, **kwargs)
+        if not new.requires_grad:  # nothing but constants was assigned, to a constant
+            return function(target, *rest, **kwargs)
+        nonnegative = len(infos) == 2 and all(info.nonnegative for info in infos)
+        self.traced[new] = Traced(nonnegative=nonnegative)
+        if self.recorder and row:
+            self.recorder.output(new, row)
+        if old_info is None:
+            self.traced[target] = Traced(value=new)
+        else:
+            self._replace(target, new)
+        return target
+
+    # --------------------------------------------------------------------------------------------------------------- words
+
+    def _indices(self, function: Any, operation: Operation | None, args: Any, kwargs: Any) -> Any:
+        """Functions of a model's integer inputs: they are moved about, compared, and read by an embedding."""
+        named = operations.arguments("embedding", args, kwargs) if operation and operation.rule == "embedding" else {}
+        indices = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
+        if named and indices == [named["input"]]:
+            if named.get("max_norm") is not None:
+                raise self._refusal(function, "changes its table as it is read (max_norm)")
+            twin = self.traced[named["input"]].twin
+            if twin is None:
+                raise self._refusal(function, "reads indices that are made of several of the input's")
+            row = self._row("embedding", "its rows take all")
+            with torch.no_grad():
+                rows = function(*args, **kwargs)
+            y = _Embed.apply(self.recorder.input(twin, row, is_relevance=True) if self.recorder and row else twin, rows)
+            self.traced[y] = Traced()
+            if self.recorder and row:
+                self.recorder.output(y, row)
+            return y
+        if operation is not None and operation.rule == "composed":
+            return self._compose(operation.name, operation.made_of, args, kwargs)
+        entrywise = operation is not None and (operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max"))
+        if operation is None or not (operation.moves or entrywise):
+            raise self._refusal(function, "reads the integer inputs as numbers, where LRP expects an embedding")
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if any(t.is_floating_point() for t in outputs):
+            raise self._refusal(function, "reads the integer inputs as numbers, where LRP expects an embedding")
+        infos = [self.traced[t] for t in indices]
+        if entrywise and not operation.view:
+            twin = infos[0].twin
+            twins = [twin if len(infos) == 1 and twin is not None and twin.shape == t.shape else None for t in outputs]
+        else:
+            as_twins = tree_map_only(
+                Tensor, lambda t: self.traced[t].twin if t in self.traced else torch.zeros_like(t, dtype=torch.float), (args, kwargs)
+            )
+            keeps = [a if not isinstance(a, torch.dtype) else None for a in as_twins[0]]
+            moved = operation.name not in ("to", "type_as", "cpu", "cuda")
+            twins = tree_leaves(function(*keeps, **as_twins[1])) if moved else [infos[0].twin]
+        for t, twin in zip(outputs, twins, strict=True):
+            if t not in self.traced:
+                self.traced[t] = Traced(raw=True, twin=twin, index=True)
+        return result
+
+
+@contextmanager
+def _popped(mode: TorchFunctionMode) -> Iterator[None]:
+    """Take the mode away for a while, as it is taken away while it handles a function."""
+    from torch.overrides import _pop_mode, _push_mode
+
+    _pop_mode()
+    try:
+        yield
+    finally:
+        _push_mode(mode)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Compiled functions run as they were written, so that their calls are seen. Who has compiled has loaded the compiler."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .composites import Composite, named
+from .composites import COMPOSITES, Composite, named
 from .engine import Engine, UnhandledOperation
 from .ledger import Ledger, Recorder
 
 Target = int | Tensor | Callable[[Tensor], Tensor]
+Start = Tensor | Mapping[str, Tensor | Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,25 @@ class Trace:
 def relevance(
     model: Callable[[Tensor], Tensor],
     inputs: Tensor,
-    target: Target,
+    target: Target | None,
     *,
     composite: str | Composite = "epsilon_plus",
-    start: Tensor | None = None,
+    start: Start | None = None,
 ) -> Tensor:
     """Relevance of each input for the model's score, by layer-wise relevance propagation.
 
     model      an nn.Module in evaluation mode (or a function made of torch functions); it is not changed
-    inputs     (N, …), any float dtype and device
+    inputs     (N, …), any float dtype and device; or integers (N, T) that the model looks up in an embedding
     target     which score to explain: a class index, one index for each item (LongTensor (N,)), or a function from the
                outputs to scores (N,), such as ``lambda y: y[:, 3] - y[:, 5]``, which is explained along with the model
     composite  the name of one of ``lrp.COMPOSITES``, or an ``lrp.Composite``
-    start      the relevance to begin with, in place of the score itself: (N,) at the score or, for a target that is an
-               index, shaped like the model's outputs
+    start      the relevance to begin with, in place of the score itself: (N,) at the score; for a target that is an index,
+               also shaped like the model's outputs; or, with target None, ``{path: relevance}`` at the outputs of modules,
+               as a tensor or a function of the activation. ``lrp.channel(path, 17)`` begins at one channel
 
     Returns a tensor with the shape, dtype and device of ``inputs``: signed, not normalised, item by item. It sums to the
-    score, less what biases, stabilisers and dead ends keep; ``trace`` says how much that is.
+    score, less what biases, stabilisers and dead ends keep; ``trace`` says how much that is. For words (integers) it is a
+    float tensor, summed over the features of the embedding; ``trace(...).layers`` has them one by one.
 
     Raises ``UnhandledOperation``, with the function and the module, if the model calls something that LRP has no rule for;
     ValueError or TypeError if an argument is not as above, or if a NaN or an infinity appears.
@@ -64,10 +71,10 @@ def relevance(
 def trace(
     model: Callable[[Tensor], Tensor],
     inputs: Tensor,
-    target: Target,
+    target: Target | None,
     *,
     composite: str | Composite = "epsilon_plus",
-    start: Tensor | None = None,
+    start: Start | None = None,
 ) -> Trace:
     """As ``relevance``, and keeps the relevance of every layer and the ledger. Slower, and needs more memory.
 
@@ -79,59 +86,124 @@ def trace(
     return Trace(outputs, result, recorder.layers, recorder.ledger(begun, arrived))
 
 
+def channel(path: str, index: int, axis: int = 1) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    """A ``start`` at one channel of a module's output, with its activation as relevance: what made this channel fire?
+
+    path   of the module, as in ``model.named_modules()``
+    index  of the channel
+    axis   that holds the channels: 1 for (N, C, H, W), -1 for tokens (N, T, C)
+
+    Used as ``lrp.relevance(model, inputs, None, start=lrp.channel("layer3", 17))``. Achtibat et al. 2023, From attribution maps
+    to human-understandable explanations through concept relevance propagation, Nature Machine Intelligence 5.
+    """
+
+    def begin(y: Tensor) -> Tensor:
+        if not -y.shape[axis] <= index < y.shape[axis]:
+            raise ValueError(f"index must be from 0 to {y.shape[axis] - 1} for module {path!r}, got {index}")
+        relevance = torch.zeros_like(y)
+        relevance.select(axis, index).copy_(y.select(axis, index))
+        return relevance
+
+    return {path: begin}
+
+
 def _explain(
     model: Callable[[Tensor], Tensor],
     inputs: Tensor,
-    target: Target,
+    target: Target | None,
     composite: str | Composite,
-    start: Tensor | None,
+    start: Start | None,
     recorder: Recorder | None,
 ) -> tuple[Tensor, Tensor, float, float]:
     rules = named(composite)
     _check_model(model)
     _check_inputs(inputs)
-    if not callable(target):
-        _check_index(target, len(inputs))
-    if start is not None and not (isinstance(start, Tensor) and start.is_floating_point()):
-        raise TypeError(f"start must be None or a float tensor, got {_kind(start)}")
+    _check_start(start, target, model)
+    target = _check_target(target, len(inputs))
+    if isinstance(model, nn.Module):
+        rules.check_names([path for path, _ in model.named_modules()])
 
-    engine = Engine(model, rules, recorder)
-    with torch.inference_mode(False), torch.enable_grad():
-        x = _copy(inputs).requires_grad_()
-        twin = torch.ones_like(x).requires_grad_()
+    with _buffers_restored(model), torch.inference_mode(False), torch.enable_grad():
+        layers = _count_layers(model, inputs) if rules.counts_layers else None
+        watched = frozenset(start) if isinstance(start, Mapping) else frozenset()
+        engine = Engine(model, rules, recorder, layers=layers, watched=watched)
+        x, twin = _leaves(model, inputs)
         entrance = engine.enter(x, twin)
         with engine.running():
             outputs = model(entrance)
         outputs = engine.value(outputs)
         _check_outputs(outputs, inputs, target)
-        if callable(target):
-            with engine.running():
-                score = target(outputs)
-            score = engine.value(score)
+        if isinstance(start, Mapping):
+            begins = _begin_at_modules(engine, start)
         else:
-            score = _pick(outputs, target)
+            assert target is not None
+            if callable(target):
+                with engine.running():
+                    score = target(outputs)
+                score = engine.value(score)
+            else:
+                score = _pick(outputs, target)
+            if not (isinstance(score, Tensor) and score.shape == inputs.shape[:1]):
+                got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+                raise ValueError(f"target must give one score for each item, shape {(len(inputs),)}, got {got}")
+            if score.grad_fn is None:
+                raise ValueError("target: the score does not depend on the inputs")
+            _check_finite("the score", score)
+            begins = [_begin(outputs, score, start, callable(target))]
         engine.fill_placeholders()
-        if not (isinstance(score, Tensor) and score.shape == inputs.shape[:1]):
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"target must give one score for each item, shape {(len(inputs),)}, got {got}")
-        if score.grad_fn is None:
-            raise ValueError("target: the score does not depend on the inputs")
-        _check_finite("the score", score)
-        at, c = _begin(outputs, score, start, callable(target))
-        c_x, r_twin = torch.autograd.grad(at, (x, twin), c, allow_unused=True)
-        if c_x is None and r_twin is None:
+        ends = (x, twin) if x.is_floating_point() else (twin,)
+        *c_x, r_twin = torch.autograd.grad(
+            [at for at, _ in begins], ends, [c for _, c in begins], allow_unused=True
+        )
+        if r_twin is None and not x.is_floating_point():
+            raise TypeError(f"inputs must have a float dtype, or be read by an embedding, got {inputs.dtype}")
+        if r_twin is None and c_x[0] is None:
             raise ValueError("target: the score does not depend on the inputs")
 
     with torch.no_grad():
-        result = torch.zeros_like(inputs)
-        if c_x is not None:
-            result += x * c_x
+        result = torch.zeros_like(twin.detach(), memory_format=torch.preserve_format)
+        if x.is_floating_point():
+            result = torch.zeros_like(inputs)
+        if c_x and c_x[0] is not None:
+            result += x * c_x[0]
         if r_twin is not None:
             result += r_twin
         _check_finite("the relevance", result)
-        begun = (at * c).sum(dtype=torch.float64).item() if recorder else 0.0
+        begun = sum((at * c).sum(dtype=torch.float64).item() for at, c in begins) if recorder else 0.0
         arrived = result.sum(dtype=torch.float64).item() if recorder else 0.0
         return outputs.detach(), result, begun, arrived
+
+
+def _leaves(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The input and its twin; words have a twin in the dtype of the model's weights."""
+    if inputs.is_floating_point():
+        x = _copy(inputs).requires_grad_()
+        return x, torch.ones_like(x).requires_grad_()
+    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
+    dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.get_default_dtype())
+    return inputs.detach(), torch.ones(inputs.shape, dtype=dtype, device=inputs.device, requires_grad=True)
+
+
+def _count_layers(model: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    engine = Engine(model, COMPOSITES["epsilon"])
+    entrance = engine.enter(*_leaves(model, inputs))
+    with engine.running():
+        model(entrance)
+    return len(engine.depths)
+
+
+@contextmanager
+def _buffers_restored(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """A model that counts its calls, or keeps the last batch, is as it was afterwards."""
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    before = [(b, b.detach().clone(), b._version) for b in buffers if not b.is_inference()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, values, version in before:
+                if b._version != version:
+                    b.copy_(values)
 
 
 def _copy(inputs: Tensor) -> Tensor:
@@ -163,6 +235,38 @@ def _begin(outputs: Tensor, score: Tensor, start: Tensor | None, is_function: bo
     return at, torch.where(start == 0, 0, start / at.detach().masked_fill(at == 0, 1))
 
 
+def _begin_at_modules(engine: Engine, start: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    begins = []
+    for path, given in start.items():
+        if path not in engine.outputs:
+            raise ValueError(
+                f"start: module {path!r} has no output of its own that depends on the inputs; if a batch norm follows, name that"
+            )
+        at = engine.outputs[path]
+        relevance = given(at.detach()) if callable(given) else given
+        if not isinstance(relevance, Tensor) or relevance.shape != at.shape:
+            raise ValueError(f"start[{path!r}] must have shape {tuple(at.shape)}, got {_kind(relevance)}")
+        begins.append(_begin(at, at, relevance, False))
+    return begins
+
+
+def _check_start(start: object, target: object, model: object) -> None:
+    if isinstance(start, Mapping):
+        if target is not None:
+            raise TypeError("target must be None where start names modules: the relevance begins there")
+        known = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+        for path, given in start.items():
+            if path not in known:
+                close = difflib.get_close_matches(str(path), known, n=3, cutoff=0.4)
+                raise ValueError(f"start must name modules of the model, got {path!r}; there are {close or sorted(known)[:5]}")
+            if not (callable(given) or (isinstance(given, Tensor) and given.is_floating_point())):
+                raise TypeError(f"start[{path!r}] must be a float tensor or a function of the activation, got {_kind(given)}")
+    elif start is not None and not (isinstance(start, Tensor) and start.is_floating_point()):
+        raise TypeError(f"start must be None, a float tensor, or map modules to such, got {_kind(start)}")
+    elif target is None:
+        raise TypeError("target must be an int, a LongTensor or a function of the outputs, got None")
+
+
 def _check_model(model: Callable[[Tensor], Tensor]) -> None:
     if not callable(model):
         raise TypeError(f"model must be an nn.Module or a function of tensors, got {type(model).__name__}")
@@ -184,26 +288,30 @@ def _check_model(model: Callable[[Tensor], Tensor]) -> None:
 def _check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
-    if not inputs.is_floating_point():
-        raise TypeError(f"inputs must have a float dtype, got {inputs.dtype}")
+    if not inputs.is_floating_point() and inputs.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"inputs must have a float dtype, or be indices of an embedding (int64, int32), got {inputs.dtype}")
     if inputs.dim() < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, …) with at least one item, got {tuple(inputs.shape)}")
     _check_finite("inputs", inputs)
 
 
-def _check_index(target: int | Tensor, items: int) -> None:
+def _check_target(target: Target | None, items: int) -> Target | None:
+    if target is None or callable(target):
+        return target
     if isinstance(target, Tensor):
         if target.dtype != torch.long or target.shape not in ((items,), ()):
             raise ValueError(
                 f"target must be a LongTensor of shape {(items,)}, one index for each item, got {_kind(target)}"
             )
-    elif isinstance(target, bool) or not isinstance(target, int):
+        return target
+    if isinstance(target, bool) or not hasattr(target, "__index__"):
         raise TypeError(
             f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
         )
+    return operator.index(target)
 
 
-def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target) -> None:
+def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target | None) -> None:
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
@@ -211,7 +319,7 @@ def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target) -> None:
     if outputs.dim() == 0 or len(outputs) != len(inputs):
         raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
     _check_finite("the model's outputs", outputs)
-    if callable(target):
+    if target is None or callable(target):
         return
     if outputs.dim() != 2:
         raise ValueError(

@@ -45,10 +45,6 @@ class Row:
         return self.incoming - self.passed - self.bias - self.stabiliser - self.dead_end
 
 
-_HOLDS_CONSTANTS = frozenset(
-    ["add", "__add__", "__radd__", "sub", "subtract", "rsub", "__sub__", "__rsub__", "pad", "masked_fill"]
-    + ["cat", "concat", "concatenate", "stack", "hstack", "vstack"]
-)
 _COLUMNS = ("incoming", "passed", "bias", "stabiliser", "dead_end", "incoming_abs", "passed_abs")
 
 
@@ -146,11 +142,16 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.layers: dict[str, Tensor] = {}
+        self._holding_constants: list[Row] = []
         self._names: dict[str, int] = {}
 
-    def row(self, module: str, functions: tuple[str, ...], rule: str) -> Row:
-        self.rows.append(Row(module, " + ".join(functions), rule))
-        return self.rows[-1]
+    def row(self, module: str, functions: tuple[str, ...], rule: str, *, constants: bool = False) -> Row:
+        """A row for an operation; ``constants``: it can hold some, and what it does not pass on is theirs."""
+        row = Row(module, " + ".join(functions), rule)
+        self.rows.append(row)
+        if constants:
+            self._holding_constants.append(row)
+        return row
 
     def input(self, x: Tensor, row: Row, *, is_relevance: bool = False) -> Tensor:
         """x as the operation of this row reads it."""
@@ -188,11 +189,10 @@ class Recorder:
         y.register_hook(keep)
 
     def ledger(self, output: float, given: float) -> Ledger:
-        """The finished ledger. What a sum, a padding or a concatenation kept, the constant in it kept; no other plain
-        operation has a place for relevance to stay, and there a difference remains unexplained."""
-        for row in self.rows:
-            if row.rule == "gradient" and row.function in _HOLDS_CONSTANTS:
-                row.bias = row.incoming - row.passed
+        """The finished ledger. What a sum, a padding or a concatenation kept, the constant in it kept; no other operation
+        between layers has a place for relevance to stay, and there a difference remains unexplained."""
+        for row in self._holding_constants:
+            row.bias = row.incoming - row.passed
         return Ledger(self.rows, output, given)
 
 

@@ -281,7 +281,7 @@ class Gamma:
         return Propagation(y, pull, parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ZBox:
     """LRP-zB, for the first layer, whose inputs lie in a box low <= x <= high:
 
