@@ -1,0 +1,210 @@
+"""Ways to take pixels of an image away: what stands in their place (lecture 12; used by ``evaluation``, occlusion, Shapley).
+
+A network needs a number at every pixel, so that no pixel can be taken away: it can only be replaced, and by what decides
+what the network makes of it. A removal is a plain function from images and from the places to remove to images::
+
+    remove = removal.blur(sigma=5)
+    remove(inputs, removed)     # inputs (N, C, H, W); removed is True where a pixel goes: BoolTensor (N, 1, H, W)
+
+The result has the shape, dtype and device of ``inputs``, and equals them where nothing is removed. Write another removal as a
+function of the same two arguments; `baseline` and `noise` take inputs of any shape (N, …), tables as well as images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Removal", "baseline", "blur", "mean", "noise", "noisy_linear"]
+
+Removal = Callable[[Tensor, Tensor], Tensor]
+
+
+def baseline(value: float | Tensor = 0.0) -> Removal:
+    """Put a fixed value in the place of what is removed.
+
+    value  a number, or a tensor that broadcasts to the inputs: (C, 1, 1) gives one value for each channel, (H, W) a picture
+
+    Raises TypeError or ValueError if ``value`` is no number or float tensor, is not finite or does not broadcast.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"value must be a number or a tensor, got {type(value).__name__}")
+    filling = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+    if not filling.is_floating_point():
+        raise TypeError(f"value must be a number or a tensor of a float dtype, got {filling.dtype}")
+    _check_finite("value", filling)
+
+    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+        _check_broadcast("value", filling, inputs)
+        return filling.to(inputs)
+
+    return _removal(fill)
+
+
+def mean() -> Removal:
+    """Put each channel's mean in the place of what is removed: the mean of all pixels of that item, removed or not."""
+
+    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+        return inputs.mean((2, 3), keepdim=True)
+
+    return _removal(fill, images=True)
+
+
+def blur(sigma: float) -> Removal:
+    """Put the blurred image in the place of what is removed: the colours stay, edges and texture go.
+
+    sigma  width of the Gaussian in pixels, above 0; cut off at 4 sigma, the image mirrored at its border
+
+    The whole image is blurred, so that what is removed still shines through at low frequencies.
+    """
+    _check_positive("sigma", sigma)
+
+    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+        rows, columns = (_blur_matrix(size, sigma).to(inputs) for size in inputs.shape[2:])
+        return rows @ inputs @ columns.T
+
+    return _removal(fill, images=True)
+
+
+def noise(std: float, *, generator: torch.Generator | None = None) -> Removal:
+    """Put Gaussian noise of mean 0 in the place of what is removed: new noise at every call.
+
+    std        standard deviation, in the units of the inputs; above 0
+    generator  where the noise comes from; None is torch's global one
+    """
+    _check_positive("std", std)
+    _check_generator(generator)
+
+    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+        return std * _normal(inputs, generator)
+
+    return _removal(fill)
+
+
+def noisy_linear(std: float = 0.01, *, generator: torch.Generator | None = None) -> Removal:
+    """Fill what is removed from its surroundings: every removed pixel is the weighted mean of its neighbours, plus noise.
+
+    std        standard deviation of the noise, in the units of the inputs; 0 for none
+    generator  where the noise comes from; None is torch's global one
+
+    With N(p) the up to eight neighbours of a pixel p inside the image, ``x_p = sum w_q x_q / sum w_q`` over q in N(p), where
+    w is 1/6 beside and above, 1/12 on the diagonal. Removed neighbours are unknown too, hence a linear system, which the
+    method of conjugate gradients solves for all items and channels at once. A channel of which nothing is left becomes its
+    own mean. The solution is exact to about 1e-3 of the image's range in float32, which the noise drowns, to 1e-8 in float64.
+
+    Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022.
+    """
+    if std != 0:
+        _check_positive("std", std)
+    _check_generator(generator)
+
+    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+        filled = _harmonic(inputs, removed.expand_as(inputs))
+        return filled + std * _normal(inputs, generator) if std else filled
+
+    return _removal(fill, images=True)
+
+
+def _removal(fill: Callable[[Tensor, Tensor], Tensor], *, images: bool = False) -> Removal:
+    """A removal out of a function that says what stands at the removed places."""
+
+    def remove(inputs: Tensor, removed: Tensor) -> Tensor:
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(f"inputs must be a tensor of a float dtype, got {_kind(inputs)}")
+        if images and inputs.dim() != 4:
+            raise ValueError(f"inputs must be images of shape (N, C, H, W), got {tuple(inputs.shape)}")
+        if not isinstance(removed, Tensor) or removed.dtype != torch.bool:
+            raise TypeError(f"removed must be a BoolTensor, got {_kind(removed)}")
+        if removed.device != inputs.device:
+            raise ValueError(f"removed must be on the device of the inputs, {inputs.device}, got {removed.device}")
+        _check_broadcast("removed", removed, inputs)
+        _check_finite("inputs", inputs)
+        return torch.where(removed, fill(inputs, removed), inputs)
+
+    return remove
+
+
+def _blur_matrix(size: int, sigma: float) -> Tensor:
+    """The blur of a line of pixels as a matrix (size, size): row i holds the weights that pixel i gives to each pixel."""
+    radius = math.ceil(4 * sigma)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    period = max(2 * (size - 1), 1)  # a mirrored line repeats after there and back, without its two ends twice
+    places = (torch.arange(size)[:, None] + offsets.long()) % period
+    places = torch.minimum(places, period - places) if size > 1 else places
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(
+        1, places, (weights / weights.sum()).expand(size, -1)
+    )
+
+
+def _harmonic(inputs: Tensor, removed: Tensor) -> Tensor:
+    """Solve for the removed pixels; conjugate gradients, for each item and channel by itself."""
+    x = inputs.double() if inputs.dtype == torch.float64 else inputs.float()
+    tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5  # of the largest difference from the mean
+    unknown = removed.to(x)
+    known = 1 - unknown
+    kernel = x.new_tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1]])[None, None] / 12
+
+    def neighbours(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], kernel, padding=1).view_as(values)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((2, 3), keepdim=True)
+
+    weight = neighbours(torch.ones_like(x[:1, :1]))  # 1, less at the border of the image
+    left = known.sum((2, 3), keepdim=True)
+    middle = torch.where(left > 0, dot(known, x) / left.clamp(min=1), x.mean((2, 3), keepdim=True))
+    # With x = middle + y, y = 0 at first: nothing is left to solve where the whole channel is removed.
+    residual = unknown * neighbours(known * (x - middle))
+    y, direction, square = torch.zeros_like(x), residual, dot(residual, residual)
+    enough = tolerance * (x - middle).abs().amax((2, 3), keepdim=True)
+    for _ in range(inputs[0, 0].numel()):  # as many steps as unknowns solve it exactly; far fewer are enough
+        open_ = residual.abs().amax((2, 3), keepdim=True) > enough  # a solved channel stays as it is
+        if not open_.any():
+            break
+        slope = unknown * (weight * direction - neighbours(direction))
+        step = torch.where(open_, square / dot(direction, slope).where(open_, 1), 0)
+        y, residual = y + step * direction, residual - step * slope
+        before, square = square, dot(residual, residual)
+        direction = residual + torch.where(open_, square / before.where(open_, 1), 0) * direction
+    return (middle + y).to(inputs.dtype)
+
+
+def _normal(inputs: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else inputs.device
+    return torch.randn(inputs.shape, generator=generator, device=device).to(inputs)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {value}")
+
+
+def _check_generator(generator: torch.Generator | None) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+
+
+def _check_broadcast(name: str, tensor: Tensor, inputs: Tensor) -> None:
+    try:
+        fits = torch.broadcast_shapes(tensor.shape, inputs.shape) == inputs.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to the inputs, {tuple(inputs.shape)}, got {tuple(tensor.shape)}")
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(f"{name} must be finite: {bad} of {values.numel()} values are NaN or infinite")
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
