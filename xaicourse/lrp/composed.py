@@ -81,7 +81,9 @@ def instance_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
-def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
     """The logarithm of the sum is a constant: what is explained is the logit."""
     axis = (0 if input.dim() in (0, 1, 3) else 1) if dim is None else dim
     x = input if dtype is None else input.to(dtype)
@@ -205,11 +207,15 @@ def _layers(
 
 
 def _recurrent(step: Callable[..., State], states: int) -> Callable[..., tuple[Tensor, ...]]:
-    def packed(data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, *rest: Any) -> Any:
+    def packed(
+        data: Tensor, batch_sizes: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, *rest: Any
+    ) -> Any:
         _, _, bidirectional = rest
         state = tuple(hx) if states == 2 else (hx,)
         projected = states == 2 and state[0].shape[-1] != state[1].shape[-1]
-        y, final = _layers(step, data, batch_sizes.tolist(), state, params, has_biases, num_layers, bidirectional, projected)
+        y, final = _layers(
+            step, data, batch_sizes.tolist(), state, params, has_biases, num_layers, bidirectional, projected
+        )
         return y, *final
 
     def run(input: Tensor, *args: Any) -> tuple[Tensor, ...]:

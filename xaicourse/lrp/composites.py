@@ -27,8 +27,8 @@ class Composite:
     normalisation  batch norms that no layer before them takes in; a diagonal linear map
     first          the layers that the input reaches first, whatever their kind; None: as their kind says
     last           the layer that is called last; None: as its kind says
-    depth          rules by depth, ``{0: Gamma(), 0.5: Epsilon()}``: each holds from its depth on, where 0 is the first layer and
-                   1 the last, in the order in which the model first calls them
+    depth          rules by depth, ``{0: Gamma(), 0.5: Epsilon()}``: each holds from its depth on, where 0 is the first layer
+                   and 1 the last, in the order in which the model first calls them
     names          exceptions: glob patterns of module paths, such as "layer4.*"; the first that matches decides
 
     ``last`` and ``depth`` need to know how many layers there are: the model then runs once more.

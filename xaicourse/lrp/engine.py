@@ -188,6 +188,7 @@ class Engine(TorchFunctionMode):
         self.viewed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.depths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.token: Tensor | None = None
+        self.saw_autocast = False
 
     # ---------------------------------------------------------------------------------------------- for who runs a model
 
@@ -231,9 +232,7 @@ class Engine(TorchFunctionMode):
 
         hooks = [
             module_hooks.register_module_forward_pre_hook(enter),
-            module_hooks.register_module_forward_hook(
-                leave, always_call=True
-            ),  # also when a model catches an exception
+            module_hooks.register_module_forward_hook(leave, always_call=True),  # a model may catch an exception
         ]
         try:
             with torch.inference_mode(False), torch.enable_grad(), self._seeing_custom_functions(), _uncompiled(), self:
@@ -245,24 +244,25 @@ class Engine(TorchFunctionMode):
     @contextmanager
     def _seeing_custom_functions(self) -> Iterator[None]:
         """A custom autograd function is no torch function: its ``apply`` comes by here."""
-        owner = torch.autograd.Function
-        own, original = vars(owner).get("apply"), owner.apply
+        owner: Any = torch.autograd.Function
+        own: Any = vars(owner).get("apply")
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            run = original.__func__.__get__(None, cls) if hasattr(original, "__func__") else super(owner, cls).apply
+            parent: Any = super(owner, cls)
+            run = parent.apply if own is None else own.__get__(None, cls)
             if torch.overrides._get_current_function_mode() is not self:  # from within a rule, or another thread
                 return run(*args, **kwargs)
             with _popped(self):
                 return self._custom(cls, run, args, kwargs)
 
-        owner.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
+        owner.apply = classmethod(apply)
         try:
             yield
         finally:
             if own is None:
                 del owner.apply
             else:
-                owner.apply = own  # type: ignore[method-assign]
+                owner.apply = own
 
     # --------------------------------------------------------------------------------------------------- the interception
 
@@ -278,6 +278,7 @@ class Engine(TorchFunctionMode):
         device = tensors[0].device.type
         if not torch.is_autocast_enabled(device):
             return self._handle(function, operation, args, kwargs)
+        self.saw_autocast = True
         with torch.autocast(device, enabled=False):  # LRP computes in the dtypes of inputs and weights
             return self._handle(function, operation, args, kwargs)
 
@@ -292,6 +293,8 @@ class Engine(TorchFunctionMode):
                 function, "is called while gradients are switched off, which would cut the relevance off"
             )
         in_place, function, args, kwargs = operations.out_of_place(function, args, kwargs)
+        if in_place and operation is not None and operation.rule == "dropout":
+            in_place = False  # in evaluation mode nothing is changed
         if in_place:
             self._refuse_shared_memory(function, args[0] if args else kwargs["input"])
             operation = operations.find(function, args, kwargs)
@@ -373,7 +376,7 @@ class Engine(TorchFunctionMode):
     def _custom(self, cls: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A custom autograd function, which may have been registered."""
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if not any([self._is_traced(t) for t in tensors]):
+        if not any(self._is_traced(t) for t in tensors):
             return self._constant(run, args, kwargs)
         operation = operations.find(cls)
         if operation is None:
@@ -397,6 +400,12 @@ class Engine(TorchFunctionMode):
         called_by = f" (called by {self.within[-1]})" if self.within else ""
         return UnhandledOperation(
             f"LRP has no rule for {operations.name(function)}{called_by} in {self._where()}: it {why}"
+        )
+
+    def _not_words(self, function: Any, t: Tensor) -> TypeError:
+        return TypeError(
+            f"inputs must have a float dtype, or be indices of an embedding, got {t.dtype}, and {operations.name(function)} in "
+            f"{self._where()} reads them as numbers"
         )
 
     def _where(self) -> str:
@@ -526,7 +535,9 @@ class Engine(TorchFunctionMode):
 
     def _activation(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Tensor:
         x, rest = operations.first_argument(args, kwargs)
-        others = [t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor) and t is not x and t in self.traced]
+        others = [
+            t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor) and t is not x and t in self.traced
+        ]
         if others or not isinstance(x, Tensor) or x not in self.traced:
             raise self._refusal(function, "has settings that depend on the input")
         info, is_relu = self.traced[x], operation.name == "relu"
@@ -691,7 +702,7 @@ class Engine(TorchFunctionMode):
             raise self._refusal(function, "works in place on memory that another tensor shares")
 
     def _assign(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
-        """``y[index] = x``: a new tensor takes the place of y, which may be a constant that does not depend on the input yet."""
+        """``y[index] = x``: a new tensor takes the place of y, which may have been a constant until now."""
         target = args[0]
         if target in self.traced:
             self._refuse_shared_memory(function, target)
@@ -742,21 +753,25 @@ class Engine(TorchFunctionMode):
             return y
         if operation is not None and operation.rule == "composed":
             return self._compose(operation.name, operation.made_of, args, kwargs)
-        entrywise = operation is not None and (operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max"))
+        entrywise = operation is not None and (
+            operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max")
+        )
         if operation is None or not (operation.moves or entrywise):
-            raise self._refusal(function, "reads the integer inputs as numbers, where LRP expects an embedding")
+            raise self._not_words(function, indices[0])
         with torch.no_grad():
             result = function(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if any(t.is_floating_point() for t in outputs):
-            raise self._refusal(function, "reads the integer inputs as numbers, where LRP expects an embedding")
+            raise self._not_words(function, indices[0])
         infos = [self.traced[t] for t in indices]
         if entrywise and not operation.view:
             twin = infos[0].twin
             twins = [twin if len(infos) == 1 and twin is not None and twin.shape == t.shape else None for t in outputs]
         else:
             as_twins = tree_map_only(
-                Tensor, lambda t: self.traced[t].twin if t in self.traced else torch.zeros_like(t, dtype=torch.float), (args, kwargs)
+                Tensor,
+                lambda t: self.traced[t].twin if t in self.traced else torch.zeros_like(t, dtype=torch.float),
+                (args, kwargs),
             )
             keeps = [a if not isinstance(a, torch.dtype) else None for a in as_twins[0]]
             moved = operation.name not in ("to", "type_as", "cpu", "cuda")

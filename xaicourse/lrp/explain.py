@@ -81,8 +81,8 @@ def trace(
     Runs the model once more, as it is, and raises ``UnhandledOperation`` if its outputs are not the same then.
     """
     recorder = Recorder()
-    outputs, result, begun, arrived = _explain(model, inputs, target, composite, start, recorder)
-    _check_same_outputs(model, inputs, outputs)
+    outputs, result, begun, arrived, coarse = _explain(model, inputs, target, composite, start, recorder)
+    _check_same_outputs(model, inputs, outputs, coarse)
     return Trace(outputs, result, recorder.layers, recorder.ledger(begun, arrived))
 
 
@@ -114,7 +114,7 @@ def _explain(
     composite: str | Composite,
     start: Start | None,
     recorder: Recorder | None,
-) -> tuple[Tensor, Tensor, float, float]:
+) -> tuple[Tensor, Tensor, float, float, bool]:
     rules = named(composite)
     _check_model(model)
     _check_inputs(inputs)
@@ -123,7 +123,14 @@ def _explain(
     if isinstance(model, nn.Module):
         rules.check_names([path for path, _ in model.named_modules()])
 
-    with _buffers_restored(model), torch.inference_mode(False), torch.enable_grad():
+    device = inputs.device.type
+    coarse = torch.is_autocast_enabled(device)
+    with (
+        _buffers_restored(model),
+        torch.autocast(device, enabled=False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         layers = _count_layers(model, inputs) if rules.counts_layers else None
         watched = frozenset(start) if isinstance(start, Mapping) else frozenset()
         engine = Engine(model, rules, recorder, layers=layers, watched=watched)
@@ -152,9 +159,7 @@ def _explain(
             begins = [_begin(outputs, score, start, callable(target))]
         engine.fill_placeholders()
         ends = (x, twin) if x.is_floating_point() else (twin,)
-        *c_x, r_twin = torch.autograd.grad(
-            [at for at, _ in begins], ends, [c for _, c in begins], allow_unused=True
-        )
+        *c_x, r_twin = torch.autograd.grad([at for at, _ in begins], ends, [c for _, c in begins], allow_unused=True)
         if r_twin is None and not x.is_floating_point():
             raise TypeError(f"inputs must have a float dtype, or be read by an embedding, got {inputs.dtype}")
         if r_twin is None and c_x[0] is None:
@@ -171,7 +176,7 @@ def _explain(
         _check_finite("the relevance", result)
         begun = sum((at * c).sum(dtype=torch.float64).item() for at, c in begins) if recorder else 0.0
         arrived = result.sum(dtype=torch.float64).item() if recorder else 0.0
-        return outputs.detach(), result, begun, arrived
+        return outputs.detach(), result, begun, arrived, coarse or engine.saw_autocast
 
 
 def _leaves(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +245,8 @@ def _begin_at_modules(engine: Engine, start: Mapping[str, Any]) -> list[tuple[Te
     for path, given in start.items():
         if path not in engine.outputs:
             raise ValueError(
-                f"start: module {path!r} has no output of its own that depends on the inputs; if a batch norm follows, name that"
+                f"start: module {path!r} has no output of its own that depends on the inputs; if a batch norm follows it, name "
+                "that one"
             )
         at = engine.outputs[path]
         relevance = given(at.detach()) if callable(given) else given
@@ -258,9 +264,13 @@ def _check_start(start: object, target: object, model: object) -> None:
         for path, given in start.items():
             if path not in known:
                 close = difflib.get_close_matches(str(path), known, n=3, cutoff=0.4)
-                raise ValueError(f"start must name modules of the model, got {path!r}; there are {close or sorted(known)[:5]}")
+                raise ValueError(
+                    f"start must name modules of the model, got {path!r}; there are {close or sorted(known)[:5]}"
+                )
             if not (callable(given) or (isinstance(given, Tensor) and given.is_floating_point())):
-                raise TypeError(f"start[{path!r}] must be a float tensor or a function of the activation, got {_kind(given)}")
+                raise TypeError(
+                    f"start[{path!r}] must be a float tensor or a function of the activation, got {_kind(given)}"
+                )
     elif start is not None and not (isinstance(start, Tensor) and start.is_floating_point()):
         raise TypeError(f"start must be None, a float tensor, or map modules to such, got {_kind(start)}")
     elif target is None:
@@ -289,7 +299,9 @@ def _check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
     if not inputs.is_floating_point() and inputs.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"inputs must have a float dtype, or be indices of an embedding (int64, int32), got {inputs.dtype}")
+        raise TypeError(
+            f"inputs must have a float dtype, or be indices of an embedding (int64, int32), got {inputs.dtype}"
+        )
     if inputs.dim() < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, …) with at least one item, got {tuple(inputs.shape)}")
     _check_finite("inputs", inputs)
@@ -330,13 +342,15 @@ def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target | None) -> No
         raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
 
 
-def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor) -> None:
-    """A model that works with tensors in a way that escaped us gives other outputs under LRP: the last net to catch it."""
-    with torch.no_grad():
+def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor, coarse: bool) -> None:
+    """A model that works with tensors in a way that escaped us gives other outputs under LRP: the last net to catch it.
+
+    ``coarse``: the model computes with autocast, LRP in full precision.
+    """
+    with torch.no_grad(), _buffers_restored(model):
         plain = model(inputs.detach().clone())
-    tolerance = (
-        0.05 if torch.finfo(outputs.dtype).bits == 16 else 1e-3 if torch.finfo(outputs.dtype).bits == 32 else 1e-8
-    )
+    bits = torch.finfo(plain.dtype).bits
+    tolerance = 0.05 if coarse or bits == 16 else 1e-3 if bits == 32 else 1e-8
     scale = plain.abs().max().item()
     difference = (plain - outputs).abs().max().item()
     if not difference <= tolerance * max(scale, torch.finfo(outputs.dtype).tiny):

@@ -123,12 +123,16 @@ _enter("embedding", "embedding")
 _enter("__setitem__ copy_", "assignment", constants=True)
 
 # the gradient is the rule ----------------------------------------------------------------------------------------------
-_SHAPES = "view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t movedim moveaxis"
+_SHAPES = (
+    "view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze permute transpose t movedim moveaxis"
+)
 _SHAPES += " swapaxes swapdims adjoint expand expand_as broadcast_to chunk split tensor_split unbind narrow select"
 _SHAPES += " __getitem__ contiguous split_with_sizes hsplit vsplit unfold unsafe_chunk unsafe_split"
 _enter(_SHAPES, "gradient", view=True, keeps_sign=True, moves=True)
 _enter_properties("T mT H mH", "gradient", view=True, keeps_sign=True, moves=True)
-_enter("to cpu cuda float double half bfloat16 type_as", "gradient", view=True, keeps_sign=True, moves=True, entrywise=True)
+_enter(
+    "to cpu cuda float double half bfloat16 type_as", "gradient", view=True, keeps_sign=True, moves=True, entrywise=True
+)
 _enter("diagonal real", "gradient", view=True, keeps_sign=True)
 _enter("clone repeat tile roll flip fliplr flipud rot90 index_select gather take_along_dim repeat_interleave", "gradient",
        keeps_sign=True, moves=True)  # fmt: skip
@@ -147,8 +151,12 @@ _enter("where", "gradient", moves=True, constants=True)
 _enter("index_add index_copy index_fill index_put scatter scatter_add masked_scatter select_scatter slice_scatter", "gradient",
        constants=True)  # fmt: skip
 _enter("masked_select tril triu diag_embed trace diff fold im2col col2im block_diag", "gradient", keeps_sign=False)
-_enter("interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle", "gradient", moves=True)
-_enter("fft_none _pack_padded_sequence _pad_packed_sequence max_unpool1d max_unpool2d max_unpool3d affine_grid", "gradient")
+_enter(
+    "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle", "gradient", moves=True
+)
+_enter(
+    "fft_none _pack_padded_sequence _pad_packed_sequence max_unpool1d max_unpool2d max_unpool3d affine_grid", "gradient"
+)
 _enter("relu", "gradient", keeps_sign=True)
 _enter("norm vector_norm", "gradient", keeps_sign=True, gate=True)  # of degree one: the gradient conserves
 _TABLE[F.unfold] = Operation("unfold", "gradient", keeps_sign=True)  # copies patches, unlike Tensor.unfold
@@ -167,7 +175,10 @@ _enter("grid_sample grid_sampler", "product", roles="*/")
 
 # activations ------------------------------------------------------------------------------------------------------------
 _enter("relu6", "secant", keeps_sign=True)
-_enter("leaky_relu elu selu celu silu mish gelu tanh hardswish softsign softshrink hardshrink tanhshrink prelu rrelu", "secant")
+_enter(
+    "leaky_relu elu selu celu silu mish gelu tanh hardswish softsign softshrink hardshrink tanhshrink prelu rrelu",
+    "secant",
+)
 _enter("abs absolute __abs__ square", "secant", keeps_sign=True)
 _enter("sin tan sinh asinh arcsinh atan arctan expm1 log1p", "secant")
 _enter("erf", "secant", gate=True)
@@ -190,11 +201,14 @@ for _name, _function in composed.FUNCTIONS.items():
 _IN_PLACE: dict[Any, Any] = {}
 for _home in _HOMES:
     for _name in dir(_home):
-        _plain = {"__iadd__": "__add__", "__isub__": "__sub__", "__imul__": "__mul__", "__itruediv__": "__truediv__"}.get(
-            _name, _name[:-1] if _name.endswith("_") and not _name.endswith("__") else ""
-        )
-        if _plain and (_function := getattr(_home, _plain, None)) in _TABLE:
-            _IN_PLACE[getattr(_home, _name)] = _function
+        _plain = {
+            "__iadd__": "__add__",
+            "__isub__": "__sub__",
+            "__imul__": "__mul__",
+            "__itruediv__": "__truediv__",
+        }.get(_name, _name[:-1] if _name.endswith("_") and not _name.endswith("__") else "")
+        if _plain and getattr(_home, _plain, None) in _TABLE:
+            _IN_PLACE[getattr(_home, _name)] = getattr(_home, _plain)
 _HAS_INPLACE_FLAG = {
     function: inspect.signature(function)
     for function in _TABLE
@@ -245,7 +259,12 @@ def register(function: Callable[..., Any], rule: str | Callable[..., Any]) -> No
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)} or a function, got {rule!r}")
         _REGISTERED[function] = Operation(
-            name(function), rule, constants=True, gate=rule == "gate", zero=False, roles="*" if rule == "product" else ""
+            name(function),
+            rule,
+            constants=True,
+            gate=rule == "gate",
+            zero=False,
+            roles="*" if rule == "product" else "",
         )
     elif callable(rule):
         _REGISTERED[function] = Operation(name(function), "composed", made_of=rule)
@@ -272,7 +291,11 @@ def opened(function: Any) -> Callable[..., Any] | None:
         return None
     no = {question: lambda *tensors: False for question in asks if question in function.__globals__}
     body = types.FunctionType(
-        function.__code__, {**function.__globals__, **no}, function.__name__, function.__defaults__, function.__closure__
+        function.__code__,
+        {**function.__globals__, **no},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     body.__kwdefaults__ = function.__kwdefaults__
     return body
