@@ -58,9 +58,11 @@ class Traced:
     raw          it is the input, perhaps reshaped or shifted: no layer and no activation lies between
     twin         the input's twin after the same reshapes, for rules that return relevance itself
     nonnegative  it has no entry below zero
-    gate         it is made of gates alone: a signal that it multiplies takes all
+    gate         1 if it is made of gates alone: a signal that it multiplies takes all; 2 if they are gates through which
+                 relevance has no way back (attention weights)
     index        it is made of the model's integer input (words); an embedding reads it
     base         another tensor whose memory it may share
+    stale        somebody has changed that memory in place: its values are not known any more
     pending      the layer whose output it stands for, if it is a placeholder
     value        the tensor that took its place: the layer's output, or the result of a function that works in place
     ran          that value is the layer's output: somebody looked at it
@@ -69,9 +71,10 @@ class Traced:
     raw: bool = False
     twin: Tensor | None = None
     nonnegative: bool = False
-    gate: bool = False
+    gate: int = 0
     index: bool = False
     base: weakref.ref[Tensor] | None = None
+    stale: bool = False
     pending: Pending | None = None
     value: Tensor | None = None
     ran: bool = False
@@ -296,7 +299,8 @@ class Engine(TorchFunctionMode):
         if in_place and operation is not None and operation.rule == "dropout":
             in_place = False  # in evaluation mode nothing is changed
         if in_place:
-            self._refuse_shared_memory(function, args[0] if args else kwargs["input"])
+            if (args[0] if args else kwargs["input"]) not in self.traced:
+                raise self._refusal(function, "works in place on a tensor that does not depend on the input")
             operation = operations.find(function, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
         if any(self.traced[t].index for t in tensors):
@@ -309,6 +313,7 @@ class Engine(TorchFunctionMode):
         if in_place:
             changed = args[0] if args else kwargs["input"]
             if result is not changed:
+                self._mark_stale(changed)
                 self._replace(changed, result)
         return result
 
@@ -388,6 +393,10 @@ class Engine(TorchFunctionMode):
 
     def _is_traced(self, t: Tensor) -> bool:
         if t in self.traced:
+            if self.traced[t].stale:
+                raise UnhandledOperation(
+                    f"LRP cannot follow {self._where()}: it uses a tensor whose memory was changed in place through another"
+                )
             return True
         if t.grad_fn is not None:
             raise UnhandledOperation(
@@ -507,7 +516,8 @@ class Engine(TorchFunctionMode):
             twin = twin if twin is None else self.recorder.input(twin, row, is_relevance=True)
         with torch.inference_mode(False), torch.enable_grad():
             y = _Propagate.apply(x, twin, propagation)
-        self.traced[y] = Traced(nonnegative=activation is torch.relu_)
+        # a layer that mixes attention weights makes attention weights; one that reads other gates has features for signals
+        self.traced[y] = Traced(nonnegative=activation is torch.relu_, gate=2 if info.gate == 2 else 0)
         if self.recorder and row:
             self.recorder.output(y, row, propagation.parts)
         for path in pending.outputs:
@@ -550,7 +560,7 @@ class Engine(TorchFunctionMode):
         info = self.traced[x]
         row = self._row(operation, "secant", constants=not operation.zero)
         y = _Secant.apply(self.recorder.input(x, row) if self.recorder and row else x, activation, operation.zero)
-        self.traced[y] = Traced(nonnegative=operation.keeps_sign, gate=operation.gate or info.gate)
+        self.traced[y] = Traced(nonnegative=operation.keeps_sign, gate=max(operation.gate, info.gate))
         if self.recorder and row:
             self.recorder.output(y, row)
         return y
@@ -568,7 +578,7 @@ class Engine(TorchFunctionMode):
         result = _Gate.apply(str(refusal), lambda: function(*held[0], **held[1]), *sources)
         for t in tree_leaves(result):
             if isinstance(t, Tensor) and t.is_floating_point():
-                self.traced[t] = Traced(nonnegative=operation.keeps_sign, gate=True)
+                self.traced[t] = Traced(nonnegative=operation.keeps_sign, gate=2)
         return result
 
     def _product(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
@@ -636,7 +646,7 @@ class Engine(TorchFunctionMode):
         base = next(t for t in tensors if t in self.traced) if operation.view else None
         if base is not None and (older := self.traced[base].base) is not None:
             base = older()
-        gate = operation.gate or all(info.gate for info in infos)
+        gate = max(operation.gate, min((info.gate for info in infos), default=0))
         for t, twin in zip(outputs, twins, strict=True):
             # not the very tensor that came in (``x.contiguous()``), nor a constant that took its form (``k.expand_as(x)``)
             if t in self.traced or not t.requires_grad:
@@ -691,22 +701,21 @@ class Engine(TorchFunctionMode):
             changed = value
         self.traced[changed].value = result
 
-    def _refuse_shared_memory(self, function: Any, t: Tensor) -> None:
-        if t not in self.traced:
-            raise self._refusal(function, "works in place on a tensor that does not depend on the input")
+    def _mark_stale(self, t: Tensor) -> None:
+        """The memory of t changes: all other tensors that share it have unknown values from now on."""
         while (value := self.traced[t].value) is not None:  # views are views of the tensor that t stands for
             t = value
         base = self.traced[t].base
-        shared = base is not None and base() is not None
-        if shared or any(info.base is not None and info.base() is t for info in self.traced.values()):
-            raise self._refusal(function, "works in place on memory that another tensor shares")
+        owner = t if base is None else base()
+        for other, info in self.traced.items():
+            shares = other is owner or (info.base is not None and owner is not None and info.base() is owner)
+            if shares and other is not t:
+                info.stale = True
 
     def _assign(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
         """``y[index] = x``: a new tensor takes the place of y, which may have been a constant until now."""
         target = args[0]
-        if target in self.traced:
-            self._refuse_shared_memory(function, target)
-        elif target._is_view() or target in self.viewed:
+        if target not in self.traced and (target._is_view() or target in self.viewed):
             raise self._refusal(function, "assigns to memory that another tensor shares")
         (old, *rest), kwargs = self.value((args, kwargs))
         row = self._row(operation, "gradient", constants=True)
@@ -728,6 +737,7 @@ class Engine(TorchFunctionMode):
         if old_info is None:
             self.traced[target] = Traced(value=new)
         else:
+            self._mark_stale(target)
             self._replace(target, new)
         return target
 

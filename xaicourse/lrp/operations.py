@@ -51,7 +51,7 @@ class Operation:
     entrywise    with a constant it acts on each entry alone
     adds         a sum of its tensors: two of them share by value
     constants    it can hold constants, which keep relevance
-    gate         its result is a gate: in a product with a signal, the signal takes all
+    gate         1 if its result is a gate: in a product with a signal, the signal takes all; 2 if relevance has no way back
     zero         g(0) = 0 for a secant
     roles        of the arguments of a product, by position: "*" factor, "/" divisor or held constant, "+" added, "-" none
     made_of      the function in known terms, for "composed"
@@ -65,7 +65,7 @@ class Operation:
     entrywise: bool = False
     adds: bool = False
     constants: bool = False
-    gate: bool = False
+    gate: int = 0
     zero: bool = True
     roles: str = ""
     made_of: Callable[..., Any] | None = None
@@ -158,7 +158,7 @@ _enter(
     "fft_none _pack_padded_sequence _pad_packed_sequence max_unpool1d max_unpool2d max_unpool3d affine_grid", "gradient"
 )
 _enter("relu", "gradient", keeps_sign=True)
-_enter("norm vector_norm", "gradient", keeps_sign=True, gate=True)  # of degree one: the gradient conserves
+_enter("norm vector_norm", "gradient", keeps_sign=True, gate=1)  # of degree one: the gradient conserves
 _TABLE[F.unfold] = Operation("unfold", "gradient", keeps_sign=True)  # copies patches, unlike Tensor.unfold
 
 # products ---------------------------------------------------------------------------------------------------------------
@@ -181,16 +181,16 @@ _enter(
 )
 _enter("abs absolute __abs__ square", "secant", keeps_sign=True)
 _enter("sin tan sinh asinh arcsinh atan arctan expm1 log1p", "secant")
-_enter("erf", "secant", gate=True)
+_enter("erf", "secant", gate=1)
 _enter("hardtanh clamp clip clamp_min clamp_max threshold cos cosh", "secant", zero=False)
 _enter("logsigmoid", "secant", zero=False)
-_enter("sigmoid expit hardsigmoid softplus exp exp2", "secant", zero=False, gate=True, keeps_sign=True)
+_enter("sigmoid expit hardsigmoid softplus exp exp2", "secant", zero=False, gate=1, keeps_sign=True)
 _enter("pow __pow__", "secant")
-_enter("__rpow__", "secant", zero=False, gate=True)
+_enter("__rpow__", "secant", zero=False, gate=1)
 
 # gates and constants ------------------------------------------------------------------------------------------------------
-_enter("softmax softmin sqrt rsqrt", "gate", gate=True, keeps_sign=True)
-_enter("reciprocal log log2 log10 var std var_mean std_mean sign sgn heaviside", "gate", gate=True)
+_enter("softmax softmin sqrt rsqrt", "gate", gate=2, keeps_sign=True)
+_enter("reciprocal log log2 log10 var std var_mean std_mean sign sgn heaviside", "gate", gate=2)
 _enter("detach logsumexp", "constant")
 
 # composed -----------------------------------------------------------------------------------------------------------------
@@ -228,10 +228,10 @@ def _power(known: Operation, arguments: list[Any]) -> Operation | None:
     """x^p is an activation, p^x and 1 / x^p are gates."""
     base, exponent = arguments[:2]
     if not isinstance(base, Tensor):
-        return replace(known, zero=False, gate=True)
+        return replace(known, zero=False, gate=1)
     if isinstance(exponent, Tensor):
         return None if exponent.requires_grad or exponent.numel() > 1 else _power(known, [base, exponent.item()])
-    return known if exponent >= 1 else replace(known, rule="gate", gate=True)
+    return known if exponent >= 1 else replace(known, rule="gate", gate=2)
 
 
 def name(function: Any) -> str:
@@ -262,7 +262,7 @@ def register(function: Callable[..., Any], rule: str | Callable[..., Any]) -> No
             name(function),
             rule,
             constants=True,
-            gate=rule == "gate",
+            gate=2 if rule == "gate" else 0,
             zero=False,
             roles="*" if rule == "product" else "",
         )
