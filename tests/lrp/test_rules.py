@@ -532,12 +532,18 @@ def test_each_named_composite_gives_its_layers_the_rules_in_its_name():
         ]
         for name in lrp.COMPOSITES
     }
-    epsilon = repr(lrp.Epsilon())
+    epsilon, plus, two_one = repr(lrp.Epsilon()), repr(lrp.ZPlus()), repr(lrp.AlphaBeta(beta=1))
+    flat, box, gamma = repr(lrp.Flat()), repr(lrp.ZBox()), repr(lrp.Gamma(gamma=0.25))
     assert rules == {
         "epsilon": [epsilon] * 3,
-        "epsilon_plus": [repr(lrp.ZPlus())] * 2 + [epsilon],
-        "epsilon_alpha2_beta1": [repr(lrp.AlphaBeta(beta=1))] * 2 + [epsilon],
-        "epsilon_gamma_box": [repr(lrp.ZBox()), repr(lrp.Gamma(gamma=0.25)), epsilon],
+        "epsilon_plus": [plus, plus, epsilon],
+        "epsilon_plus_flat": [flat, plus, epsilon],
+        "epsilon_alpha2_beta1": [two_one, two_one, epsilon],
+        "epsilon_alpha2_beta1_flat": [flat, two_one, epsilon],
+        "epsilon_gamma_box": [box, gamma, epsilon],
+        "deep_taylor": [box, plus, plus],
+        "by_depth": [gamma, repr(lrp.Epsilon(epsilon=0.25)), epsilon],
+        "attention": [gamma, gamma, repr(lrp.Gamma(gamma=0.05))],
     }
 
 
