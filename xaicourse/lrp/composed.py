@@ -103,6 +103,14 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return signal * torch.sigmoid(gate)
 
 
+def rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    if training:
+        raise NotImplementedError("it draws its slope at random (training mode)")
+    return F.leaky_relu(input, (lower + upper) / 2)
+
+
 def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
     return input + weight * (end - input)
 
@@ -121,7 +129,7 @@ def embedding_bag(
     padding_idx: int | None = None,
 ) -> Tensor:
     if input.dim() != 2 or padding_idx is not None or max_norm is not None:
-        raise NotImplementedError("LRP explains embedding_bag for indices (N, T), without padding_idx and max_norm")
+        raise NotImplementedError("it must read indices (N, T), without padding_idx and max_norm")
     rows = F.embedding(input, weight)
     if per_sample_weights is not None:
         rows = rows * per_sample_weights[..., None]
@@ -262,6 +270,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "log_softmax": log_softmax,
     "cosine_similarity": cosine_similarity,
     "glu": glu,
+    "rrelu": rrelu,
     "lerp": lerp,
     "embedding_bag": embedding_bag,
     "lstm": _recurrent(_lstm_step, 2),

@@ -375,6 +375,10 @@ class Engine(TorchFunctionMode):
         try:
             with self:
                 return body(*args, **kwargs)
+        except NotImplementedError as error:
+            if isinstance(error, UnhandledOperation):
+                raise
+            raise UnhandledOperation(f"LRP has no rule for {name} in {self._where()}: {error}") from error
         finally:
             self.within.pop()
 
@@ -612,6 +616,10 @@ class Engine(TorchFunctionMode):
         """A function whose plain gradient is its rule; of a product each argument by its share."""
         assert operation is not None
         args, kwargs = self.value((args, kwargs))
+        if (
+            operation.view and args and args[0] not in self.traced
+        ):  # a constant takes the form of x: ``mask.expand_as(x)``
+            return self._constant(function, *tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if infos is None:
             infos = [self.traced[t] for t in tensors if t in self.traced]

@@ -176,7 +176,7 @@ _enter("grid_sample grid_sampler", "product", roles="*/")
 # activations ------------------------------------------------------------------------------------------------------------
 _enter("relu6", "secant", keeps_sign=True)
 _enter(
-    "leaky_relu elu selu celu silu mish gelu tanh hardswish softsign softshrink hardshrink tanhshrink prelu rrelu",
+    "leaky_relu elu selu celu silu mish gelu tanh hardswish softsign softshrink hardshrink tanhshrink prelu",
     "secant",
 )
 _enter("abs absolute __abs__ square", "secant", keeps_sign=True)
