@@ -739,7 +739,7 @@ class Engine(TorchFunctionMode):
         if not new.requires_grad:  # nothing but constants was assigned, to a constant
             return function(target, *rest, **kwargs)
         nonnegative = len(infos) == 2 and all(info.nonnegative for info in infos)
-        self.traced[new] = Traced(nonnegative=nonnegative)
+        self.traced[new] = Traced(nonnegative=nonnegative, gate=min(info.gate for info in infos))
         if self.recorder and row:
             self.recorder.output(new, row)
         if old_info is None:

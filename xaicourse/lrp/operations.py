@@ -22,6 +22,7 @@ Arras et al. 2017, Explaining recurrent neural network predictions in sentiment 
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -219,9 +220,33 @@ _HAS_INPLACE_FLAG = {
 def find(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Operation | None:
     """What LRP does with this call; None if nobody knows."""
     known = _REGISTERED.get(function) or _TABLE.get(function)
-    if known is not None and known.name in ("pow", "__pow__"):
+    if known is None or function in _REGISTERED:
+        return known
+    if known.name in ("pow", "__pow__"):
         return _power(known, [*args, *(kwargs or {}).values()])
+    if known.name in _LIMITS:
+        low, high = _limits(known.name, args, kwargs or {})
+        return replace(known, zero=low <= 0 <= high, keeps_sign=low >= 0)
     return known
+
+
+_LIMITS = {
+    "hardtanh": (("min_val", -1.0), ("max_val", 1.0)),
+    "clamp": (("min", None), ("max", None)),
+    "clip": (("min", None), ("max", None)),
+    "clamp_min": (("min", None),),
+    "clamp_max": (("max", None),),
+}
+
+
+def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """Between which numbers the result lies; limits that are tensors may be anything."""
+    given = {key: default for key, default in _LIMITS[name]}
+    given |= dict(zip(given, args[1:], strict=False)) | {k: v for k, v in kwargs.items() if k in given}
+    low = next((v for k, v in given.items() if k.startswith("min")), None)
+    high = next((v for k, v in given.items() if k.startswith("max")), None)
+    low = -math.inf if low is None else math.nan if isinstance(low, Tensor) else low
+    return low, math.inf if high is None else math.nan if isinstance(high, Tensor) else high
 
 
 def _power(known: Operation, arguments: list[Any]) -> Operation | None:
