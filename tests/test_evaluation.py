@@ -118,13 +118,14 @@ def test_the_curve_of_four_pixels_by_hand():
     assert curve.scores.tolist() == [[15, 3 + 2 * 3.75, 15]]
 
 
-def test_patches_at_the_border_are_smaller():
+def test_patches_at_the_border_are_smaller_and_count_by_their_sum():
     def model(x):
         return x.flatten(1).sum(1, keepdim=True)
 
     inputs = torch.ones(1, 1, 3, 5)
+    inputs[..., -1, -1] = 3  # the mean of its patch is the highest, the sum is not
     curve = evaluation.pixel_flipping(model, inputs, 0, inputs, removal=ZERO, steps=6, patch=2)
-    assert (-curve.scores.diff()).tolist() == [[4, 4, 2, 2, 2, 1]]
+    assert (-curve.scores.diff()).tolist() == [[4, 4, 3, 2, 2, 2]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -415,8 +415,9 @@ def randomisation_check(
                that has parameters of its own, from the last that was defined, which is the output in most models, to the first
     generator  where the random parameters come from; None is torch's global one
 
-    A module is randomised by its own ``reset_parameters``, as before training; the parameters of a module that has none are
-    drawn from a normal distribution with their own mean and standard deviation.
+    A module is randomised by its own ``reset_parameters``, as before training (a batch norm forgets its statistics then, and
+    neither shifts nor scales); the parameters of a module without it are drawn from a normal distribution with their own mean
+    and standard deviation.
 
     Returns a `Randomisation` in float64 on the CPU. An explanation of what the model learnt changes; one that keeps its ranks
     shows the image, not the model. Look at the magnitudes too: ranks are the same when all relevance has faded a millionfold,
