@@ -31,6 +31,38 @@ def gradient_x_input(model: Callable[[Tensor], Tensor], x: Tensor, target: int) 
     return x.detach() * torch.autograd.grad(model(x)[:, target].sum(), x)[0]
 
 
+def balanced(trace: lrp.Trace, tolerance: float = 1e-9) -> None:
+    """The ledger accounts for the whole output, and each row for itself; relative to the widest row."""
+    widest = max(row.incoming_abs for row in trace.ledger)
+    assert abs(trace.ledger.unaccounted) <= tolerance * widest, trace.ledger
+    assert all(abs(row.unexplained) <= tolerance * max(widest, row.passed_abs) for row in trace.ledger), trace.ledger
+
+
+def explained_as(
+    model: Callable[[Tensor], Tensor],
+    by_hand: Callable[[Tensor], Tensor],
+    x: Tensor,
+    target: int = 1,
+    tolerance: float = 1e-9,
+) -> lrp.Trace:
+    """LRP-0 of the model is gradient x input of ``by_hand``, which gives the same with its gates detached; and adds up."""
+    composite = everywhere(lrp.Epsilon(0))
+    trace = lrp.trace(model, x, target, composite=composite)
+    with torch.no_grad():
+        agree(trace.output, model(x.clone()), 1e-12)
+        agree(by_hand(x.clone()), trace.output, 1e-9)
+    agree(trace.relevance, gradient_x_input(by_hand, x, target), tolerance)
+    agree(lrp.relevance(model, x, target, composite=composite), trace.relevance, 1e-9)
+    balanced(trace)
+    return trace
+
+
+def secant(g: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    """g(h) with the secant through (0, g(0)) for a slope, by autograd."""
+    zero = g(torch.zeros((), dtype=h.dtype, device=h.device))
+    return zero + h * torch.where(h == 0, 0, (g(h) - zero) / h).detach()
+
+
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     """Batch norms with statistics of their own, biases that are not zero; evaluation mode, float64."""
     generator = torch.Generator().manual_seed(seed)
