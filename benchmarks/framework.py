@@ -1,8 +1,9 @@
 """How every benchmark measures: first whether the contenders agree, then their time, then their memory.
 
 Equality. Before anything is timed, each peer's result is held against ours, as a rule in float64 on fewer
-items. If they differ by more than the row allows, ``Unequal`` is raised: comparing two different things is
-not worth a number.
+items. If they differ by more than the row allows, the row does not hold and nothing in it is timed: comparing
+two different things is not worth a number. Peers of which this is not expected are tried: one that does not
+run, or gives something else, is left out, and the row says why.
 
 Time. All contenders run in one process, one after the other in every round, so that a busy machine slows
 all of them. We report the median over rounds of each contender's time, and of its ratio to ours within the
@@ -10,11 +11,15 @@ same round. The first call, in which caches are cold, stands apart.
 
 Memory. Each contender runs once more in a process of its own. Its peak is the high-water mark of resident
 memory, less what was resident when imports were done and the model stood.
+
+Figures are written after every row. A row that a file already has, measured with the same versions on the same
+machine, is taken from there, so that a run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import multiprocessing
 import os
@@ -22,12 +27,14 @@ import platform
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +43,7 @@ OURS = "ours"
 THREADS = 2
 
 Work = Callable[[], Tensor]
+Result = dict[str, Any]
 
 
 class Unequal(AssertionError):
@@ -51,12 +59,14 @@ class Contender:
               are equal. A module-level function or a ``functools.partial`` of one, since memory is
               measured in another process
     agrees    its result must equal ours; False for a yardstick that computes something else
+    tried     why it may be unable to: if it raises, or its result is not ours, the row says so in place of its figures
     memory    whether its peak memory is worth a process
     settings  how it was set up, in words, for the report
     """
 
     prepare: Callable[[bool], Work]
     agrees: bool = True
+    tried: str = ""
     memory: bool = True
     settings: str = ""
 
@@ -81,6 +91,28 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How often to measure."""
+
+    rounds: int = 5
+    memory: bool = True
+
+
+class Measurable(Protocol):
+    """What ``run`` needs of a row. A result has at least ``holds``, and ``why`` not."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def configuration(self) -> Mapping[str, Any]: ...
+
+    def measure(self, settings: Settings) -> Result: ...
+
+    def report(self, result: Result) -> str: ...
+
+
+@dataclass(frozen=True)
 class Row:
     """One piece of work and everybody who does it; ``tolerance`` bounds max |difference| / max |result|."""
 
@@ -90,38 +122,55 @@ class Row:
     goals: Sequence[Goal] = ()
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
+    def measure(self, settings: Settings) -> Result:
+        """Everything about the row; raises ``Unequal`` before any timing if results differ that should not."""
+        return _measure(self, settings)
 
-@dataclass(frozen=True)
-class Settings:
-    """How often to measure."""
-
-    rounds: int = 5
-    memory: bool = True
-
-
-Result = dict[str, Any]
+    def report(self, result: Result) -> str:
+        """The row as text."""
+        return "\n" + report(result)
 
 
 # -------------------------------------------------------------------------------------------------- measuring
 
 
-def difference(result: Tensor, peer: Tensor) -> float:
-    """max |result - peer| / max |peer|."""
-    if result.shape != peer.shape:
-        raise Unequal(f"results have shapes {tuple(result.shape)} and {tuple(peer.shape)}")
-    return ((result - peer).abs().max() / peer.abs().max()).item()
+def difference(peer: Tensor, ours: Tensor) -> float:
+    """max |peer - ours| / max |ours|."""
+    if peer.shape != ours.shape:
+        raise Unequal(f"results have shapes {tuple(peer.shape)} and {tuple(ours.shape)}")
+    return ((peer - ours).abs().max() / ours.abs().max()).item()
 
 
-def equality(row: Row) -> dict[str, float]:
-    """How far each peer's exact result is from ours; ``Unequal`` if one is above the row's tolerance."""
+def equality(row: Row) -> tuple[dict[str, float], dict[str, str]]:
+    """How far each peer's exact result is from ours, and why those that were only tried are unable to give it.
+
+    ``Unequal`` if another one is above the row's tolerance.
+    """
     result = row.contenders[OURS].prepare(True)()
-    found = {}
+    found: dict[str, float] = {}
+    unable: dict[str, str] = {}
     for name, contender in row.contenders.items():
-        if name != OURS and contender.agrees:
-            found[name] = difference(result, contender.prepare(True)())
-            if not found[name] <= row.tolerance:  # also if it is NaN
-                raise Unequal(f"{row.name}: ours and {name} differ by {found[name]:.1e}, allowed {row.tolerance:.1e}")
-    return found
+        if name == OURS or not contender.agrees:
+            continue
+        try:
+            off = difference(contender.prepare(True)(), result)
+        except Exception as error:
+            if not contender.tried:
+                raise
+            unable[name] = _one_line(error)
+            continue
+        if off <= row.tolerance:
+            found[name] = off
+        elif contender.tried:  # also if it is NaN
+            unable[name] = f"runs, but differs by {off:.1e}: {contender.tried}"
+        else:
+            raise Unequal(f"ours and {name} differ by {off:.1e}, allowed {row.tolerance:.1e}")
+    return found, unable
+
+
+def _one_line(error: Exception) -> str:
+    first = str(error).strip().split("\n")[0].split(". ")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def times(row: Row, rounds: int) -> Result:
@@ -132,9 +181,9 @@ def times(row: Row, rounds: int) -> Result:
         works[yardsticks[0]]()  # PyTorch's own warm-up is nobody's first call
     first, results = {}, {}
     for name, work in works.items():
-        first[name], results[name] = _timed(work)
+        first[name], results[name] = timed(work)
     differences = {
-        name: difference(results[OURS], results[name])
+        name: difference(results[name], results[OURS])
         for name, contender in row.contenders.items()
         if name != OURS and contender.agrees
     }
@@ -142,7 +191,7 @@ def times(row: Row, rounds: int) -> Result:
     later: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            later[name].append(_timed(work)[0])
+            later[name].append(timed(work)[0])
     return {
         "first_call": first,
         "later_calls": later,
@@ -151,7 +200,8 @@ def times(row: Row, rounds: int) -> Result:
     }
 
 
-def _timed(work: Work) -> tuple[float, Tensor]:
+def timed(work: Work) -> tuple[float, Tensor]:
+    """The seconds that one call takes, and its result."""
     gc.collect()  # nobody pays for another's garbage
     start = time.perf_counter()
     result = work()
@@ -201,18 +251,18 @@ def _high_water_mark() -> int:
         return most if sys.platform == "darwin" else most * 1024
 
 
-def measure(row: Row, settings: Settings) -> Result:
-    """Everything about one row; raises ``Unequal`` before any timing if results differ."""
+def _measure(row: Row, settings: Settings) -> Result:
     torch.set_num_threads(THREADS)
-    result: Result = {"name": row.name, "configuration": dict(row.configuration), "tolerance": row.tolerance}
+    result: Result = {"tolerance": row.tolerance}
+    result["difference"], result["unable"] = equality(row)
+    row = replace(row, contenders={name: c for name, c in row.contenders.items() if name not in result["unable"]})
     result["settings"] = {name: c.settings for name, c in row.contenders.items() if c.settings}
-    result["difference"] = equality(row)
     result |= times(row, settings.rounds)
     result["load"] = os.getloadavg()[0]
     if settings.memory:
         result["memory"] = {name: peak_memory(c) for name, c in row.contenders.items() if c.memory}
     result["goals"] = [_judge(goal, result) for goal in row.goals]
-    return result
+    return {**result, "holds": True}
 
 
 def _ratio(result: Result, numerator: str, denominator: str) -> float:
@@ -235,10 +285,12 @@ def _judge(goal: Goal, result: Result) -> Result:
 # -------------------------------------------------------------------------------------------------- reporting
 
 
-def facts() -> Result:
-    """What figures depend on, with nothing in it that belongs to one machine's owner."""
+def facts(subject: ModuleType | None = None) -> Result:
+    """What figures depend on, with nothing in it that belongs to one machine's owner; ``subject`` is what is measured."""
     versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "numpy", "zennit", "captum", "shap"):
+    if subject is not None:
+        versions[subject.__name__] = _digest(subject)
+    for package in ("torch", "torchvision", "numpy", "zennit", "captum", "shap", "timm"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -253,15 +305,26 @@ def facts() -> Result:
     return {"versions": versions, "machine": machine}
 
 
+def _digest(package: ModuleType) -> str:
+    """The version of a package that is being worked on: some letters that change with its code."""
+    code = hashlib.sha256()
+    for file in sorted(Path(next(iter(package.__path__))).glob("**/*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()[:8]
+
+
 def report(result: Result) -> str:
     """One row as text."""
     lines = [f"{result['name']}    ({', '.join(f'{k} {v}' for k, v in result['configuration'].items())})"]
+    if not result["holds"]:
+        return f"{lines[0]}\n  does not hold: {result['why']}"
     for name, found in result["difference"].items():
-        timed = result["difference_as_timed"][name]
+        as_timed = result["difference_as_timed"][name]
         lines.append(
             f"  equal: ours and {name} differ by {found:.1e} in float64 (at most {result['tolerance']:.0e}), "
-            f"{timed:.1e} as timed"
+            f"{as_timed:.1e} as timed"
         )
+    lines += [f"  unable: {name} ({why})" for name, why in result["unable"].items()]
     memory = result.get("memory", {})
     rows = [("", "later calls", "x ours", "first call", "peak memory", "settings")]
     for name, seconds in result["median"].items():
@@ -289,21 +352,56 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "  " + "-" * (max(map(len, lines)) - 2), *lines[1:]]
 
 
-def run(rows: Sequence[Row], settings: Settings, show: Callable[[str], None] = print) -> Result:
-    """Measure and show row by row."""
-    about = facts()
+def run(
+    rows: Sequence[Measurable],
+    settings: Settings,
+    show: Callable[[str], None] = print,
+    subject: ModuleType | None = None,
+    earlier: Result | None = None,
+    save: Callable[[Result], None] | None = None,
+) -> Result:
+    """Measure, show and save row by row; rows that hold in the ``earlier`` result are taken from there.
+
+    A row that raises does not hold, and the next one follows.
+    """
+    about = {**facts(subject), **asdict(settings)}
     show(
         f"{', '.join(f'{k} {v}' for k, v in about['versions'].items())}; "
         f"{about['machine']['cpu_count']} cores, {about['machine']['threads']} threads, "
         f"{about['machine']['vector_instructions']}; {settings.rounds} rounds, medians"
     )
-    results = []
+    measured: dict[str, Result] = {}
+    if earlier is not None and {key: earlier.get(key) for key in about} == about:
+        measured = {result["name"]: result for result in earlier["rows"]}
     for row in rows:
-        results.append(measure(row, settings))
-        show("\n" + report(results[-1]))
-    return {**about, "rounds": settings.rounds, "rows": results}
+        known = measured.get(row.name)
+        if known is None or not known["holds"] or known["configuration"] != dict(row.configuration):
+            measured[row.name] = _attempt(row, settings)
+            if save is not None:
+                save({**about, "rows": list(measured.values())})
+        show(row.report(measured[row.name]))
+    failed = [row.name for row in rows if not measured[row.name]["holds"]]
+    show(f"\n{len(rows) - len(failed)} of {len(rows)} hold" + (f"; not {', '.join(failed)}" if failed else ""))
+    return {**about, "rows": list(measured.values())}
+
+
+def _attempt(row: Measurable, settings: Settings) -> Result:
+    result: Result = {"name": row.name, "configuration": dict(row.configuration)}
+    try:
+        return result | row.measure(settings)
+    except Exception as error:
+        if not isinstance(error, Unequal):
+            traceback.print_exc()
+        return {**result, "holds": False, "why": _one_line(error)}
+
+
+def read(path: Path | None) -> dict[str, Result]:
+    """What ``write`` wrote; nothing if the file is not there."""
+    return json.loads(path.read_text()) if path is not None and path.exists() else {}
 
 
 def write(results: Mapping[str, Result], path: Path) -> None:
-    """All benchmarks' results as JSON."""
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    """All benchmarks' results as JSON; the file is replaced at once, so that there is always a whole one."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    unfinished.replace(path)
