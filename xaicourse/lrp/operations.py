@@ -241,7 +241,7 @@ _LIMITS = {
 
 def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
     """Between which numbers the result lies; limits that are tensors may be anything."""
-    given = {key: default for key, default in _LIMITS[name]}
+    given: dict[str, Any] = dict(_LIMITS[name])
     given |= dict(zip(given, args[1:], strict=False)) | {k: v for k, v in kwargs.items() if k in given}
     low = next((v for k, v in given.items() if k.startswith("min")), None)
     high = next((v for k, v in given.items() if k.startswith("max")), None)
