@@ -136,11 +136,24 @@ def embedding_bag(
     return rows.amax(1) if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
 
 
+def embedding(weight: Tensor, indices: Tensor, *settings: Any, **named: Any) -> Tensor:
+    return F.embedding(indices, weight)
+
+
+def _nested_tensor_from_mask_left_aligned(src: Tensor, mask: Tensor) -> bool:
+    """Whether a transformer may take a fast path, which LRP cannot see into: no."""
+    return False
+
+
 # recurrent layers ---------------------------------------------------------------------------------------------------------
 # A cell takes what the input adds to its gates, the state, and the weights of the state; it returns the new state, whose
-# first tensor is the output.
+# first tensor is the output. Its gates are constants from the first step on, where the state is one too.
 
 State = tuple[Tensor, ...]
+
+
+def _gate(z: Tensor) -> Tensor:
+    return torch.sigmoid(z).detach()
 
 
 def _lstm_step(
@@ -148,15 +161,15 @@ def _lstm_step(
 ) -> State:
     h, c = state
     i, f, g, o = (added + F.linear(h, w, b)).chunk(4, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
+    c = _gate(f) * c + _gate(i) * torch.tanh(g)
+    h = _gate(o) * torch.tanh(c)
     return (h if w_projection is None else F.linear(h, w_projection)), c
 
 
 def _gru_step(added: Tensor, state: State, w: Tensor, b: Tensor | None, *_: Any) -> State:
     (h,) = state
     (r, z, n), (r_h, z_h, n_h) = added.chunk(3, -1), F.linear(h, w, b).chunk(3, -1)
-    r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
+    r, z = _gate(r + r_h), _gate(z + z_h)
     return ((1 - z) * torch.tanh(n + r * n_h) + z * h,)
 
 
@@ -272,6 +285,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "glu": glu,
     "rrelu": rrelu,
     "lerp": lerp,
+    "_nested_tensor_from_mask_left_aligned": _nested_tensor_from_mask_left_aligned,
     "embedding_bag": embedding_bag,
     "lstm": _recurrent(_lstm_step, 2),
     "gru": _recurrent(_gru_step, 1),

@@ -192,6 +192,7 @@ class Engine(TorchFunctionMode):
         self.depths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.token: Tensor | None = None
         self.saw_autocast = False
+        self.error: TypeError | None = None
 
     # ---------------------------------------------------------------------------------------------- for who runs a model
 
@@ -240,6 +241,10 @@ class Engine(TorchFunctionMode):
         try:
             with torch.inference_mode(False), torch.enable_grad(), self._seeing_custom_functions(), _uncompiled(), self:
                 yield
+        except TypeError:
+            if self.error is not None:  # Python's ``*`` makes another one of it
+                raise self.error from None
+            raise
         finally:
             for hook in hooks:
                 hook.remove()
@@ -416,10 +421,11 @@ class Engine(TorchFunctionMode):
         )
 
     def _not_words(self, function: Any, t: Tensor) -> TypeError:
-        return TypeError(
+        self.error = TypeError(
             f"inputs must have a float dtype, or be indices of an embedding, got {t.dtype}, and {operations.name(function)} in "
             f"{self._where()} reads them as numbers"
         )
+        return self.error
 
     def _where(self) -> str:
         if not self.stack:
@@ -771,6 +777,8 @@ class Engine(TorchFunctionMode):
             return y
         if operation is not None and operation.rule == "composed":
             return self._compose(operation.name, operation.made_of, args, kwargs)
+        if operation is not None and operation.view and args and args[0] not in self.traced:
+            return self._constant(function, args, kwargs)  # a constant takes the form of the words
         entrywise = operation is not None and (
             operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max")
         )
@@ -786,14 +794,20 @@ class Engine(TorchFunctionMode):
             twin = infos[0].twin
             twins = [twin if len(infos) == 1 and twin is not None and twin.shape == t.shape else None for t in outputs]
         else:
-            as_twins = tree_map_only(
-                Tensor,
-                lambda t: self.traced[t].twin if t in self.traced else torch.zeros_like(t, dtype=torch.float),
-                (args, kwargs),
-            )
-            keeps = [a if not isinstance(a, torch.dtype) else None for a in as_twins[0]]
-            moved = operation.name not in ("to", "type_as", "cpu", "cuda")
-            twins = tree_leaves(function(*keeps, **as_twins[1])) if moved else [infos[0].twin]
+            picks = operation.name in ("__getitem__", "gather", "index_select", "take_along_dim")  # by constant indices
+
+            def twin_of(t: Tensor) -> Any:
+                if t in self.traced:
+                    return self.traced[t].twin
+                return t if picks or t.dtype == torch.bool else torch.zeros_like(t, dtype=torch.float)
+
+            if operation.entrywise:  # only its dtype or device changes
+                twins = [infos[0].twin]
+            elif any(info.twin is None for info in infos):
+                twins = [None] * len(outputs)
+            else:
+                as_twins = tree_map_only(Tensor, twin_of, (args, kwargs))
+                twins = tree_leaves(function(*as_twins[0], **as_twins[1]))
         for t, twin in zip(outputs, twins, strict=True):
             if t not in self.traced:
                 self.traced[t] = Traced(raw=True, twin=twin, index=True)

@@ -198,6 +198,8 @@ _enter("detach logsumexp", "constant")
 for _name, _function in composed.FUNCTIONS.items():
     _enter(_name, "composed", made_of=_function)
 
+_TABLE[torch.embedding] = Operation("embedding", "composed", made_of=composed.embedding)  # its arguments change places
+
 # in place: the same as out of place, for a tensor that takes the place of the old one ---------------------------------------
 _IN_PLACE: dict[Any, Any] = {}
 for _home in _HOMES:
