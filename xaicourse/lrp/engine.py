@@ -420,10 +420,10 @@ class Engine(TorchFunctionMode):
             f"LRP has no rule for {operations.name(function)}{called_by} in {self._where()}: it {why}"
         )
 
-    def _not_words(self, function: Any, t: Tensor) -> TypeError:
+    def _not_words(self, function: Any) -> TypeError:
         self.error = TypeError(
-            f"inputs must have a float dtype, or be indices of an embedding, got {t.dtype}, and {operations.name(function)} in "
-            f"{self._where()} reads them as numbers"
+            f"inputs must have a float dtype, or be indices of an embedding; here {operations.name(function)} in "
+            f"{self._where()} reads integers as numbers"
         )
         return self.error
 
@@ -759,6 +759,7 @@ class Engine(TorchFunctionMode):
 
     def _indices(self, function: Any, operation: Operation | None, args: Any, kwargs: Any) -> Any:
         """Functions of a model's integer inputs: they are moved about, compared, and read by an embedding."""
+        row: Row | None = None
         named = operations.arguments("embedding", args, kwargs) if operation and operation.rule == "embedding" else {}
         indices = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
         if named and indices == [named["input"]]:
@@ -783,12 +784,12 @@ class Engine(TorchFunctionMode):
             operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max")
         )
         if operation is None or not (operation.moves or entrywise):
-            raise self._not_words(function, indices[0])
+            raise self._not_words(function)
         with torch.no_grad():
             result = function(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if any(t.is_floating_point() for t in outputs):
-            raise self._not_words(function, indices[0])
+            raise self._not_words(function)
         infos = [self.traced[t] for t in indices]
         if entrywise and not operation.view:
             twin = infos[0].twin
@@ -798,7 +799,12 @@ class Engine(TorchFunctionMode):
 
             def twin_of(t: Tensor) -> Any:
                 if t in self.traced:
-                    return self.traced[t].twin
+                    twin = self.traced[t].twin
+                    return (
+                        self.recorder.input(twin, row, is_relevance=True)
+                        if self.recorder and row and twin is not None
+                        else twin
+                    )
                 return t if picks or t.dtype == torch.bool else torch.zeros_like(t, dtype=torch.float)
 
             if operation.entrywise:  # only its dtype or device changes
@@ -806,8 +812,12 @@ class Engine(TorchFunctionMode):
             elif any(info.twin is None for info in infos):
                 twins = [None] * len(outputs)
             else:
+                row = self._row(operation, "gradient", constants=True)
                 as_twins = tree_map_only(Tensor, twin_of, (args, kwargs))
                 twins = tree_leaves(function(*as_twins[0], **as_twins[1]))
+                if self.recorder and row:
+                    for twin in twins:
+                        self.recorder.output(twin, row, is_relevance=True)
         for t, twin in zip(outputs, twins, strict=True):
             if t not in self.traced:
                 self.traced[t] = Traced(raw=True, twin=twin, index=True)

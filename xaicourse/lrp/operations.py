@@ -132,7 +132,12 @@ _SHAPES += " __getitem__ contiguous split_with_sizes hsplit vsplit unfold unsafe
 _enter(_SHAPES, "gradient", view=True, keeps_sign=True, moves=True)
 _enter_properties("T mT H mH", "gradient", view=True, keeps_sign=True, moves=True)
 _enter(
-    "to cpu cuda float double half bfloat16 type_as", "gradient", view=True, keeps_sign=True, moves=True, entrywise=True
+    "to cpu cuda float double half bfloat16 long int type_as",
+    "gradient",
+    view=True,
+    keeps_sign=True,
+    moves=True,
+    entrywise=True,
 )
 _enter("diagonal real", "gradient", view=True, keeps_sign=True)
 _enter("clone repeat tile roll flip fliplr flipud rot90 index_select gather take_along_dim repeat_interleave", "gradient",
