@@ -690,6 +690,18 @@ def test_the_model_comes_back_as_it_was(name):
     assert all(p.requires_grad and p.grad is None for p in model.parameters()) and not model.training
 
 
+@pytest.mark.parametrize("name", ["randomisation_check", "sensitivity"])
+def test_an_explainer_that_works_in_its_inputs_leaves_ours_alone(name):
+    def careless(model, x, target):
+        score(model, x.requires_grad_(), target).sum().backward()
+        return x.detach().mul_(x.grad)
+
+    inputs = normal(2, 1, 8, 8, dtype=torch.float32)
+    copied = inputs.clone()
+    every_measure(network(), inputs, explainer=careless)[name]()
+    assert torch.equal(inputs, copied) and not inputs.requires_grad and inputs.grad is None
+
+
 @every_name
 @pytest.mark.parametrize(
     ("change", "error", "message"),
