@@ -440,6 +440,5 @@ def test_all_rules_reach_the_layers_inside_of_attention():
     m = randomly(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True))
     trace = lrp.trace(lambda t: m(t, t, t)[0].sum(1), tokens(), 1, composite=everywhere(lrp.Gamma(0.5)))
     gammas = [row for row in trace.ledger if row.rule.startswith("Gamma")]
-    assert [row.function for row in gammas] == ["multi_head_attention_forward: linear"] * len(gammas) and len(
-        gammas
-    ) >= 2
+    assert len(gammas) >= 2
+    assert all(row.function.endswith("multi_head_attention_forward: linear") for row in gammas)

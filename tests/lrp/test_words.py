@@ -117,14 +117,8 @@ def test_words_may_be_moved_about_before_they_are_read(name):
 def test_an_embedding_by_function_and_by_name():
     model = Functional(lambda m, t: rest(m, F.embedding(input=t, weight=m.embedding.weight * 2)), **parts())
     explained(model, tokens(), given_rows(model, 2 * model.embedding(tokens())))
-    model = Functional(lambda m, t: rest(m, torch.embedding(m.embedding.weight, t)), **parts())
-    with torch.no_grad():
-        wanted = given_rows
-    try:
-        got = lrp.relevance(model, tokens(), 1, composite=LRP0)
-    except (lrp.UnhandledOperation, TypeError):
-        return  # its arguments stand the other way round; to refuse it is right, to mix them up is not
-    agree(got, wanted(model, model.embedding(tokens())))
+    model = Functional(lambda m, t: rest(m, torch.embedding(m.embedding.weight, t)), **parts())  # the other way round
+    explained(model, tokens(), given_rows(model, model.embedding(tokens())))
 
 
 def test_several_embeddings_of_the_same_words_add_up():
@@ -154,11 +148,8 @@ def test_words_and_their_neighbours_in_a_convolution():
         balanced(trace)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("mode", "weighted"), [("sum", False), ("sum", True), ("mean", False), ("max", False)])
 def test_a_bag_of_words(mode, weighted):
-    if weighted and mode != "sum":
-        pytest.skip("PyTorch weighs sums only")
     weights = (
         torch.rand(3, STEPS, generator=torch.Generator().manual_seed(4), dtype=torch.float64) if weighted else None
     )
