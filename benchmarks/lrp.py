@@ -4,15 +4,15 @@ What is compared. Random weights, with batch norms calibrated on noise (``networ
 Conventions are made equal: z+ and alpha-beta leave the bias out (zennit's ``zero_params="bias"``), gamma gives
 it its share in both, zB has the same box in both, epsilon is 1e-6 everywhere. zennit also stabilises sums and
 average poolings, which need no rule; there its stabiliser is 1e-15. That results are equal is checked on one
-image of 64 px in float64. On ResNet and VGG, which zennit's canonizers are made for, zennit must agree; elsewhere
-zennit, and captum everywhere, are tried, and the row says how they fail.
+image of 64 px in float64. On ResNet, VGG and DenseNet zennit must agree; elsewhere zennit, and captum everywhere,
+are tried, and the row says how they fail.
 
 zennit's settings, the fastest that we know: batch norms folded into the convolutions beforehand by
 PyTorch's own ``fuse_conv_bn_eval`` with the exact eps (zennit's merge leaves 1e-5 in the emptied batch
-norm, and still runs it); ResNetCanonizer for the sums; parameters without gradients; canonizer and
-composite registered once, outside the timed part. "zennit, channels last" has weights and input in the
-memory layout that we use inside. "zennit, as documented" registers within each call and lets zennit merge
-the batch norms, so that its result is a little off.
+norm, and still runs it); ResNetCanonizer for the sums; the functions at the end of DenseNet made modules;
+parameters without gradients; canonizer and composite registered once, outside the timed part. "zennit,
+channels last" has weights and input in the memory layout that we use inside. "zennit, as documented" registers
+within each call and lets zennit merge the batch norms, so that its result is a little off.
 
 captum gets the folded model, too, with a dropout where a batch norm was, since it does not know nn.Identity, and
 with activations that do not work in place; it takes its rules away after each call, so that giving them is part
@@ -34,6 +34,7 @@ from captum.attr import LRP
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, PropagationRule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import DenseNet
 from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
 from zennit.core import Composite
 from zennit.layer import Sum
@@ -59,9 +60,27 @@ def folded(model: nn.Module, placeholder: type[nn.Module] = nn.Identity) -> nn.M
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
                 setattr(parent, before[0], fuse_conv_bn_eval(before[1], child))
-                setattr(parent, name, placeholder().eval())
+                setattr(parent, name, placeholder())
             before = (name, child)
     return model
+
+
+class DenseNetOfModules(nn.Module):
+    """A DenseNet whose last activation and pooling are modules, which is all that the peers see."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.features, self.classifier = model.features, model.classifier
+        self.activation, self.pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.activation(self.features(x))).flatten(1))
+
+
+def prepared(model: nn.Module, placeholder: type[nn.Module] = nn.Identity) -> nn.Module:
+    """The model as the peers want it."""
+    model = folded(model, placeholder)
+    return (DenseNetOfModules(model) if isinstance(model, DenseNet) else model).eval()
 
 
 def zennit_composite(name: str, canonizers: list[Any]) -> Composite:
@@ -113,7 +132,7 @@ def ours(exact: bool, model_name: str, composite: str, items: int, size: int) ->
 def zennit(exact: bool, model_name: str, composite: str, items: int, size: int, channels_last: bool = False) -> Work:
     """zennit, folded and registered beforehand."""
     model, x, target = _setting(exact, model_name, items, size)
-    model = folded(model).requires_grad_(False)
+    model = prepared(model).requires_grad_(False)
     if channels_last:
         model, x = model.to(memory_format=_LAST), x.contiguous(memory_format=_LAST)
     zennit_composite(composite, _canonizers(model_name)).register(model)
@@ -135,7 +154,7 @@ def zennit_as_documented(exact: bool, model_name: str, composite: str, items: in
 def captum(exact: bool, model_name: str, composite: str, items: int, size: int) -> Work:
     """captum's LRP, folded beforehand; it takes its rules away again after each call."""
     model, x, target = _setting(exact, model_name, items, size)
-    model = folded(model, nn.Dropout)
+    model = prepared(model, nn.Dropout)
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
@@ -219,15 +238,18 @@ def _row(model: str, composite: str, items: int, size: int) -> Row:
     targets = _TARGETS.get((model, composite)) if items == 8 else None
     memory = targets is not None and targets[2] is not None
     unknown = (
-        "" if model.startswith(("resnet", "vgg")) else "it sees modules only, and has no canonizer for this network"
+        ""
+        if model.startswith(("resnet", "vgg", "densenet"))
+        else "it sees modules only, and has no canonizer for this network"
     )
+    signed = "its alpha1-beta0 is for inputs that are not negative" if composite == "epsilon_plus" else ""
     fold = "batch norms folded and hooks registered beforehand"
     contenders = {
         OURS: Contender(partial(ours, **work), memory=memory, settings="the unmodified model, as the user has it"),
         "zennit": Contender(partial(zennit, **work), tried=unknown, memory=memory, settings=fold),
         "captum": Contender(
             partial(captum, **work),
-            tried="it sees modules only",
+            tried=signed or "it sees modules only",
             memory=False,
             settings="batch norms folded beforehand",
         ),
