@@ -125,7 +125,7 @@ def by_constants(name: str, model: nn.Module):
             key = getattr(function, "__name__", "")
             if key in ("softmax", "sigmoid", "hardsigmoid"):
                 return function(*args, **kwargs).detach()
-            if key in ("gelu", "silu", "hardswish", "silu_", "hardswish_"):
+            if key in ("gelu", "tanh", "silu", "hardswish", "silu_", "hardswish_"):
                 x = args[0]
                 y = function(x.detach().clone(), *args[1:], **kwargs).detach()
                 return x * torch.where(x == 0, 0, y / x).detach()
