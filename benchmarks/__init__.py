@@ -2,5 +2,6 @@
 
 Not installed, and never timed in tests.
 
-``framework`` measures and prints; every other file is one benchmark and says what is compared with what.
+``framework`` measures and prints, ``networks`` makes what it is measured on; every other file is one benchmark and says
+what is compared with what.
 """

@@ -373,6 +373,8 @@ def run(
     measured: dict[str, Result] = {}
     if earlier is not None and {key: earlier.get(key) for key in about} == about:
         measured = {result["name"]: result for result in earlier["rows"]}
+    elif earlier is not None:
+        show("the earlier figures come from other versions, settings or machines: everything is measured again")
     for row in rows:
         known = measured.get(row.name)
         if known is None or not known["holds"] or known["configuration"] != dict(row.configuration):

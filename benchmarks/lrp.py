@@ -258,7 +258,7 @@ def _row(model: str, composite: str, items: int, size: int) -> Row:
         ),
     }
     if targets:
-        contenders |= _at_their_best(frame, work, memory)
+        contenders |= _at_their_best(frame, work)
     return Row(
         name=f"{model} {composite}, batch {items}",
         contenders=contenders,
@@ -268,11 +268,11 @@ def _row(model: str, composite: str, items: int, size: int) -> Row:
     )
 
 
-def _at_their_best(frame: dict[str, Any], work: dict[str, Any], memory: bool) -> dict[str, Contender]:
+def _at_their_best(frame: dict[str, Any], work: dict[str, Any]) -> dict[str, Contender]:
     """More ways to set up the others, where there is a goal."""
     fold = "batch norms folded and hooks registered beforehand"
     found = {
-        "zennit, channels last": Contender(partial(zennit, **work, channels_last=True), memory=memory, settings=fold),
+        "zennit, channels last": Contender(partial(zennit, **work, channels_last=True), memory=False, settings=fold),
         "plain, channels last": Contender(
             partial(plain, **frame, channels_last=True), agrees=False, memory=False, settings="the same"
         ),
