@@ -229,6 +229,7 @@ class Engine(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() == thread and self.stack and self.stack[-1] is module:
+                output = output[0] if isinstance(output, (tuple, list)) and output else output
                 if isinstance(output, Tensor):
                     with torch._C.DisableTorchFunction():
                         self._note_output(self._path(module), output)
@@ -239,7 +240,7 @@ class Engine(TorchFunctionMode):
             module_hooks.register_module_forward_hook(leave, always_call=True),  # a model may catch an exception
         ]
         try:
-            with torch.inference_mode(False), torch.enable_grad(), self._seeing_custom_functions(), _uncompiled(), self:
+            with torch.inference_mode(False), torch.enable_grad(), _seeing_custom_functions(), _uncompiled(), self:
                 yield
         except TypeError:
             if self.error is not None:  # Python's ``*`` makes another one of it
@@ -248,29 +249,6 @@ class Engine(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-
-    @contextmanager
-    def _seeing_custom_functions(self) -> Iterator[None]:
-        """A custom autograd function is no torch function: its ``apply`` comes by here."""
-        owner: Any = torch.autograd.Function
-        own: Any = vars(owner).get("apply")
-
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            parent: Any = super(owner, cls)
-            run = parent.apply if own is None else own.__get__(None, cls)
-            if torch.overrides._get_current_function_mode() is not self:  # from within a rule, or another thread
-                return run(*args, **kwargs)
-            with _popped(self):
-                return self._custom(cls, run, args, kwargs)
-
-        owner.apply = classmethod(apply)
-        try:
-            yield
-        finally:
-            if own is None:
-                del owner.apply
-            else:
-                owner.apply = own
 
     # --------------------------------------------------------------------------------------------------- the interception
 
@@ -562,7 +540,8 @@ class Engine(TorchFunctionMode):
             raise self._refusal(function, "has settings that depend on the input")
         info, is_relu = self.traced[x], operation.name == "relu"
         activation = torch.relu_ if is_relu else rest(function)
-        if info.pending is not None and info.value is None and self.recorder is None and operation.zero:
+        wanted = info.pending is not None and info.pending.outputs  # before the activation
+        if info.pending is not None and info.value is None and operation.zero and not (self.recorder or wanted):
             return self._run(info.pending, activation)
         if is_relu:
             return self._gradient(torch.relu, operation, (x,), {})
@@ -822,6 +801,47 @@ class Engine(TorchFunctionMode):
             if t not in self.traced:
                 self.traced[t] = Traced(raw=True, twin=twin, index=True)
         return result
+
+
+_LOCK = threading.Lock()
+_watchers = 0
+
+
+@contextmanager
+def _seeing_custom_functions() -> Iterator[None]:
+    """A custom autograd function is no torch function: while an engine runs in any thread, its ``apply`` comes by here."""
+    global _watchers
+    with _LOCK:
+        _watchers += 1
+        if _watchers == 1:
+            torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _watchers -= 1
+            if _watchers == 0:
+                _restore_apply()
+
+
+_OWN_APPLY: Any = vars(torch.autograd.Function).get("apply")
+
+
+def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    parent: Any = super(torch.autograd.Function, cls)
+    run = parent.apply if _OWN_APPLY is None else _OWN_APPLY.__get__(None, cls)
+    engine = torch.overrides._get_current_function_mode()
+    if not isinstance(engine, Engine):  # from within a rule, or in another thread
+        return run(*args, **kwargs)
+    with _popped(engine):
+        return engine._custom(cls, run, args, kwargs)
+
+
+def _restore_apply() -> None:
+    if _OWN_APPLY is None:
+        del torch.autograd.Function.apply
+    else:
+        torch.autograd.Function.apply = _OWN_APPLY  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -115,6 +115,10 @@ def _explain(
     start: Start | None,
     recorder: Recorder | None,
 ) -> tuple[Tensor, Tensor, float, float, bool]:
+    if isinstance(torch.overrides._get_current_function_mode(), Engine):
+        raise UnhandledOperation(
+            "model: it explains something itself, within the explanation; LRP does not explain LRP"
+        )
     rules = named(composite)
     _check_model(model)
     _check_inputs(inputs)
@@ -260,6 +264,8 @@ def _check_start(start: object, target: object, model: object) -> None:
     if isinstance(start, Mapping):
         if target is not None:
             raise TypeError("target must be None where start names modules: the relevance begins there")
+        if not start:
+            raise ValueError("start must name at least one module, got an empty mapping")
         known = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
         for path, given in start.items():
             if path not in known:
