@@ -91,9 +91,8 @@ def by_hand(name: str, m: nn.Module, a: Tensor, b: Tensor, gate_a: int, gate_b: 
     return plain(m, a, b), gate_a  # shift, relu, turn
 
 
-PROGRAMS = st.lists(
-    st.tuples(st.sampled_from(sorted(PLAIN)), st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=9
-)
+OFTEN = sorted(PLAIN) + ["multiply", "multiply", "sigmoid", "sigmoid", "add"]
+PROGRAMS = st.lists(st.tuples(st.sampled_from(OFTEN), st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=10)
 
 
 def network(program: list[tuple[str, int, int]], seed: int) -> tuple[nn.Module, Tensor]:

@@ -663,6 +663,10 @@ REFUSED = {
         "batch_norm.* depend on the input",
     ),
     "dropout at random": (lambda m, h: F.dropout(h, 0.5), "dropout.* drops entries at random"),
+    "attention with dropout": (
+        lambda m, h: F.scaled_dot_product_attention(h, h, h, dropout_p=0.5),
+        "scaled_dot_product_attention.* at random",
+    ),
     "random activation": (lambda m, h: F.rrelu(h, training=True), "rrelu"),
     "a slope of its own": (lambda m, h: F.prelu(h, h.mean().reshape(1)), "prelu.* settings that depend"),
     ".data": (lambda m, h: h.data, "data"),

@@ -155,7 +155,7 @@ GATES = {
 }
 
 
-def assign(t: Tensor, column: int, value: float) -> Tensor:
+def assign(t: Tensor, column: int, value: float | Tensor) -> Tensor:
     t[:, column] = value
     return t
 
@@ -180,6 +180,45 @@ def test_a_signal_takes_all_from_its_gate(name, use):
     trace = explained_as(m, lambda t: m.head(apply(gate(m.b(t).relu()).detach(), m.a(t))), x())
     into_b = [row for row in trace.ledger if row.module == "b"]
     assert all(row.incoming_abs == 0 for row in into_b)
+
+
+MIXED = {
+    "a gate added to a signal": lambda u, v: u + torch.sigmoid(v),
+    "a signal added to a gate": lambda u, v: torch.sigmoid(v) + u,
+    "a signal less a gate": lambda u, v: u - torch.sigmoid(v),
+    "a gate beside a signal": lambda u, v: torch.cat([u[:, :3], torch.sigmoid(v)[:, 3:]], 1),
+    "a gate here, a signal there": lambda u, v: torch.where(torch.arange(6) < 3, torch.sigmoid(v), u),
+    "the larger of a gate and a signal": lambda u, v: torch.maximum(torch.sigmoid(v), u),
+    "a gate assigned to a signal": lambda u, v: assign(u.clone(), 2, torch.sigmoid(v)[:, 2]),
+    "a signal assigned to a gate": lambda u, v: assign(torch.sigmoid(v), 2, u[:, 2]),
+    "onto a gate a product is added": lambda u, v: torch.addcmul(torch.sigmoid(v), u, 1 + MASK),
+}
+MASK = torch.arange(6) % 2
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_what_is_in_part_a_signal_is_a_signal(name):
+    mix = MIXED[name]
+    m = model(lambda m, u, v: mix(u, v) * m.c(u))
+
+    def by_hand(t):
+        u, v = m.a(t), m.b(t).relu()
+        # linear in u and in the sigmoid, and so its own gradient, but for the secant of the sigmoid
+        gate = secant(torch.sigmoid, v)
+        written_out = {
+            "a gate added to a signal": lambda: u + gate,
+            "a signal added to a gate": lambda: gate + u,
+            "a signal less a gate": lambda: u - gate,
+            "the larger of a gate and a signal": lambda: torch.maximum(gate, u),
+            "onto a gate a product is added": lambda: gate + u * (1 + MASK),
+            "a gate beside a signal": lambda: torch.where(torch.arange(6) < 3, u, gate),
+            "a gate here, a signal there": lambda: torch.where(torch.arange(6) < 3, gate, u),
+            "a gate assigned to a signal": lambda: torch.where(torch.arange(6) == 2, gate, u),
+            "a signal assigned to a gate": lambda: torch.where(torch.arange(6) == 2, u, gate),
+        }
+        return m.head(half(written_out[name]()) * half(m.c(u)))
+
+    explained_as(m, by_hand, x())
 
 
 @pytest.mark.parametrize("layer", ["linear", "conv1d", "batch norm"])
@@ -238,6 +277,21 @@ def test_a_divisor_is_a_constant(name):
     def by_hand(t):
         u, v = m.a(t), m.b(t).relu()
         return m.head(u * (divide(u, v) / u).detach())
+
+    explained_as(m, by_hand, x())
+
+
+def test_a_layer_whose_weights_are_of_the_input_keeps_what_its_bias_holds():
+    """Its bias is a constant, and the ledger says so."""
+
+    def own_weights(m, u, v):
+        return torch.cat([F.linear(a[None], b.view(2, 3).repeat(3, 2), m.c.bias) for a, b in zip(u, v, strict=True)])
+
+    m = model(own_weights)
+
+    def by_hand(t):
+        u, v = half(m.a(t)), half(m.b(t).relu())
+        return m.head(torch.einsum("ni,noi->no", u, v.view(-1, 2, 3).repeat(1, 3, 2)) + m.c.bias)
 
     explained_as(m, by_hand, x())
 

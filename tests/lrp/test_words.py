@@ -184,6 +184,20 @@ def test_padding_is_masked_and_gets_nothing():
     balanced(trace)
 
 
+def test_places_that_are_counted_from_words_are_constants():
+    """As RoBERTa counts: padding has place 0, and words begin with 1."""
+
+    def forward(m, t):
+        is_word = t.ne(0)
+        places = torch.cumsum(is_word, 1).type_as(is_word.long()) * is_word
+        return rest(m, m.embedding(t) + m.second(places))
+
+    model, words = Functional(forward, **parts()), tokens()
+    with torch.no_grad():
+        places = model.second(words.ne(0).cumsum(1) * words.ne(0))
+    explained(model, words, given_rows(model, model.embedding(words), lambda m, t: rest(m, t + places)))
+
+
 class Language(nn.Module):
     """Tokens, positions, an attention with a padding mask, a head on the first token."""
 
