@@ -240,7 +240,11 @@ def _recurrent(step: Callable[..., State], states: int) -> Callable[..., tuple[T
         return y, *final
 
     def run(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        if isinstance(args[0], Tensor) and not args[0].is_floating_point():
+        is_packed = isinstance(args[0], Tensor) and not args[0].is_floating_point()
+        dropout, training = args[5:7] if is_packed else args[4:6]
+        if dropout and training:
+            raise NotImplementedError("it drops entries at random (training mode)")
+        if is_packed:
             return packed(input, *args)
         hx, params, has_biases, num_layers, _, _, bidirectional, batch_first = args
         state = tuple(hx) if states == 2 else (hx,)

@@ -30,7 +30,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -315,6 +315,8 @@ class Engine(TorchFunctionMode):
             case "product":
                 if kwargs.get("rounding_mode") is not None:
                     raise self._refusal(function, "rounds its result")
+                if operation.name == "scaled_dot_product_attention" and (kwargs.get("dropout_p") or any(args[4:5])):
+                    raise self._refusal(function, "drops entries at random")
                 return self._product(function, operation, args, kwargs)
             case "secant":
                 return self._activation(function, operation, args, kwargs)
@@ -429,7 +431,7 @@ class Engine(TorchFunctionMode):
         arguments = operations.arguments(kind, args, kwargs)
         weight, bias = arguments["weight"], arguments.get("bias")
         if weight in self.traced or (bias is not None and bias in self.traced):
-            return self._product(function, operation, args, kwargs)
+            return self._product(function, replace(operation, constants=True), args, kwargs)
         x = self._materialised(arguments["input"])
         if kind != "linear" and x.dim() == weight.dim() - 1:
             raise self._refusal(function, "is called on a single item without the batch dimension")
@@ -814,7 +816,7 @@ def _seeing_custom_functions() -> Iterator[None]:
     with _LOCK:
         _watchers += 1
         if _watchers == 1:
-            torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[method-assign,assignment]
+            torch.autograd.Function.apply = classmethod(_apply)
     try:
         yield
     finally:
@@ -841,7 +843,7 @@ def _restore_apply() -> None:
     if _OWN_APPLY is None:
         del torch.autograd.Function.apply
     else:
-        torch.autograd.Function.apply = _OWN_APPLY  # type: ignore[method-assign]
+        torch.autograd.Function.apply = _OWN_APPLY
 
 
 @contextmanager
