@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -353,21 +354,26 @@ def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outpu
 
     ``coarse``: the model computes with autocast, LRP in full precision.
     """
-    x = inputs.detach().clone()
-    with (
-        torch.enable_grad(),
-        _buffers_restored(model),
-    ):  # without gradients PyTorch may take a fast path, and skip padded words
-        plain = model(x.requires_grad_() if x.is_floating_point() else x).detach()
+    plain = _plain_outputs(model, inputs)
     bits = torch.finfo(plain.dtype).bits
     tolerance = 0.05 if coarse or bits == 16 else 1e-3 if bits == 32 else 1e-8
-    scale = plain.abs().max().item()
+    scale = max(plain.abs().max().item(), torch.finfo(outputs.dtype).tiny)
     difference = (plain - outputs).abs().max().item()
-    if not difference <= tolerance * max(scale, torch.finfo(outputs.dtype).tiny):
+    if difference > tolerance * scale and isinstance(model, nn.Module) and bits == 32:  # how much of it is rounding?
+        exact = _plain_outputs(copy.deepcopy(model).double(), inputs.double() if inputs.is_floating_point() else inputs)
+        tolerance = max(tolerance, 3 * (plain - exact).abs().max().item() / scale)
+    if not difference <= tolerance * scale:
         raise UnhandledOperation(
             f"model: under LRP its outputs differ by {difference:.3g} from what they are without (largest {scale:.3g}); it "
             "changes from call to call, or does something with its tensors that LRP does not see"
         )
+
+
+def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What the model returns by itself; with gradients, since without them PyTorch may take a path that skips padded words."""
+    x = inputs.detach().clone()
+    with torch.enable_grad(), _buffers_restored(model):
+        return model(x.requires_grad_() if x.is_floating_point() else x).detach()
 
 
 def _check_finite(name: str, values: Tensor) -> None:
