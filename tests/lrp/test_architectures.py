@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import efficientnet
 
 from xaicourse import lrp
 
@@ -23,7 +24,11 @@ def small(name: str, **settings) -> nn.Module:
 
 BUILDERS = {
     "alexnet": lambda: narrowed(small("alexnet")),
-    "vgg11": lambda: narrowed(small("vgg11")),
+    "vgg": lambda: narrowed(
+        torchvision.models.VGG(
+            torchvision.models.vgg.make_layers([16, "M", 32, "M", 64, 64, "M", 128, "M", 512, "M"]), num_classes=10
+        )
+    ),
     "resnet18": lambda: small("resnet18"),
     "resnext": lambda: torchvision.models.ResNet(
         torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, groups=8, width_per_group=4
@@ -42,7 +47,14 @@ BUILDERS = {
     "mobilenet_v2": lambda: small("mobilenet_v2"),
     "mobilenet_v3_small": lambda: small("mobilenet_v3_small"),
     "efficientnet_b0": lambda: small("efficientnet_b0"),
-    "efficientnet_v2_s": lambda: small("efficientnet_v2_s"),
+    "efficientnet_v2": lambda: torchvision.models.EfficientNet(
+        [
+            efficientnet.FusedMBConvConfig(1, 3, 1, 24, 24, 1),
+            efficientnet.FusedMBConvConfig(4, 3, 2, 24, 32, 1),
+            efficientnet.MBConvConfig(4, 3, 2, 32, 48, 2),
+        ],
+        dropout=0.1, num_classes=10, last_channel=64,
+    ),
     "convnext": lambda: torchvision.models.ConvNeXt(
         [torchvision.models.convnext.CNBlockConfig(*c) for c in ((16, 32, 1), (32, 48, 2), (48, None, 1))], num_classes=10
     ),
