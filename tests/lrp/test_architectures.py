@@ -272,7 +272,7 @@ def test_autocast_outside_or_inside_of_a_model_changes_little(kind, dtype, devic
     inside = Inside()
     got = lrp.relevance(inside, x, 1)
     assert got.dtype == torch.float32 and correlation(got, wanted) >= 0.99
-    trace = lrp.trace(inside, x, 1)
+    trace = lrp.trace(lambda t: inside(t), x, 1)  # its outputs may differ by the rounding of half precision
     assert correlation(trace.relevance, wanted) >= 0.99
     balanced(trace, 1e-3)
     with torch.autocast(device, dtype=dtype):

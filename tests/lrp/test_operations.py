@@ -197,6 +197,9 @@ WORKING = {
     "a number assigned": assigned,
     "a layer assigned": lambda m, h: assign(m.b(h), (slice(None), slice(0, 2)), h[:, 2:]),
     "a layer assigned to a constant": lambda m, h: assign(torch.full_like(h, 0.4), (slice(None), 1), m.b(h)[:, 0]),
+    "an activation assigned to a negative constant": lambda m, h: assign(
+        torch.full_like(h, -0.4), (slice(None), 1), m.b(h)[:, 0].relu()
+    ),
     "assigned by a mask": lambda m, h: assign(m.b(h), MASK.bool().expand(2, 4, 8, 8), 0.2),
     "assigned in a loop": assigned_in_a_loop,
     "copy_": lambda m, h: torch.empty_like(h).copy_(m.b(h)),
@@ -218,6 +221,9 @@ WORKING = {
     "hidden in a list": lambda m, h: [h, m.b(h)][1],
     "in a comprehension over items": lambda m, h: torch.cat([m.b(h[i : i + 1]) for i in range(len(h))]),
     "checkpointed": lambda m, h: torch.utils.checkpoint.checkpoint(m.b, h, use_reentrant=False),
+    "a block checkpointed": lambda m, h: torch.utils.checkpoint.checkpoint(
+        lambda t: F.max_pool2d(m.b(t).relu() * MASK, 3, 1, 1) + m.b(t), h, use_reentrant=False
+    ),
     "a print": lambda m, h: (f"{h} {m.b(h)!r}", m.b(h))[1],
 }
 
