@@ -210,6 +210,7 @@ def grid(
     limit: float | None = None,
     quantile: float | None = None,
     columns: int | None = None,
+    image_title: str = "photograph",
 ) -> Picture:
     """Draw several maps side by side, the photograph first; each has its own scale unless they share one.
 
@@ -230,6 +231,8 @@ def grid(
         shared.
     columns
         Panels in a row; None: up to five in one row, else rows of four.
+    image_title
+        What stands above the image, if it is no photograph.
 
     Raises
     ------
@@ -256,7 +259,7 @@ def grid(
         raise ValueError(f"columns must be a positive integer or None, got {columns!r}")
     shared = shared or limit is not None
     together = _scale(list(maps.values()), limit, quantile)
-    panels = [] if pixels is None else [_Panel("photograph", pixels=pixels)]
+    panels = [] if pixels is None else [_Panel(_check_text("image_title", image_title), pixels=pixels)]
     for name, values in maps.items():
         panels.append(_Panel(name, values, together if shared else _scale([values], None, quantile)))
     return Picture(_draw_panels(panels, columns, _check_title(title), together if shared else None), alt)

@@ -352,7 +352,7 @@ class Engine(TorchFunctionMode):
                 "is not among the functions that LRP knows (xaicourse.lrp.operations); lrp.register(function, rule) tells it "
                 "what to do",
             )
-        return self._compose(operations.name(function), body, args, kwargs)
+        return self._compose(function.__name__, body, args, kwargs)
 
     def _compose(self, name: str, body: Any, args: Any, kwargs: Any) -> Any:
         """What a function calls, seen as the model's own calls are."""
