@@ -373,7 +373,8 @@ def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """What the model returns by itself; with gradients, since without them PyTorch may take a path that skips padded words."""
     x = inputs.detach().clone()
     with torch.enable_grad(), _buffers_restored(model):
-        return model(x.requires_grad_() if x.is_floating_point() else x).detach()
+        # a view: a model may work in place on its input, which a leaf forbids
+        return model(x.requires_grad_().view_as(x) if x.is_floating_point() else x).detach()
 
 
 def _check_finite(name: str, values: Tensor) -> None:
