@@ -8,7 +8,7 @@ from torch import nn
 
 from xaicourse import lrp
 
-from .networks import Functional, agree, everywhere, network, photographs
+from .networks import Functional, agree, everywhere, network, photographs, randomised
 
 
 def neuron(weights: list[float], bias: float = 0.0) -> nn.Module:
@@ -187,3 +187,11 @@ def test_a_trace_does_not_keep_the_graph_alive():
     gc.collect()
     assert kept and all(ref() is None for ref in kept)
     assert trace.relevance.grad_fn is None and all(r.grad_fn is None for r in trace.layers.values())
+
+
+def test_padding_with_minus_infinity_before_a_max_pooling_has_no_relevance():
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConstantPad2d((0, 1, 0, 1), -torch.inf)))
+    network = nn.Sequential(*model, nn.MaxPool2d(3, 2), nn.Flatten(), randomised(nn.Linear(36, 5))).double().eval()
+    trace = lrp.trace(network, torch.rand(2, 3, 8, 8, dtype=torch.float64), 1)
+    assert abs(trace.ledger.unaccounted) < 1e-9 * abs(trace.ledger.output)
+    assert all(bool(R.isfinite().all()) for R in trace.layers.values())

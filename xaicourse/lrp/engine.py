@@ -30,7 +30,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,27 +85,39 @@ class Pending:
     """A layer that has been called and not yet run, with the batch norm that followed already merged."""
 
     layer: affine.Affine
-    sources: list[Tensor]  # the model's own tensors that it was made from
+    sources: list[Tensor]  # the model's own tensors that it shares memory with
     x: Tensor
     path: str  # of the module that called it
     depth: int  # its place among the layers, in the order in which they are first called
     functions: tuple[str, ...]
     outputs: list[str]  # paths of the modules whose output it is
+    versions: list[int] = field(init=False)  # of the sources, when it was called
+
+    def __post_init__(self) -> None:
+        self.versions = [_version(t) for t in self.sources]
+
+    def check_sources(self) -> None:
+        """Nobody may have changed the weights since the call."""
+        if [_version(t) for t in self.sources] != self.versions:
+            raise UnhandledOperation(
+                f"LRP cannot follow module {self.path!r}: a weight of its {self.functions[0]} was changed in place after the call"
+            )
 
 
 class _Propagate(torch.autograd.Function):
     """One call of a layer under its rule: on the way back, c_y to c_x; or R_x to the twin, for the rules that give R."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, twin: Tensor | None, propagation: Propagation) -> Tensor:
-        ctx.pull, ctx.to_twin = propagation.pull, twin is not None
+    def forward(ctx: Any, x: Tensor, twin: Tensor | None, propagation: Propagation, pending: Pending) -> Tensor:
+        ctx.pull, ctx.to_twin, ctx.pending = propagation.pull, twin is not None, pending
         return propagation.output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        ctx.pending.check_sources()
         pulled = ctx.pull(gradients[0])
-        ctx.pull = None  # frees what the rule remembered as soon as it is used
-        return (None, pulled, None) if ctx.to_twin else (pulled, None, None)
+        ctx.pull = ctx.pending = None  # frees what the rule remembered as soon as it is used
+        return (None, pulled, None, None) if ctx.to_twin else (pulled, None, None, None)
 
 
 class _Secant(torch.autograd.Function):
@@ -291,7 +303,7 @@ class Engine(TorchFunctionMode):
         if operation is None:
             return self._open(function, args, kwargs)
         # what autograd saves is kept as it is: torch.utils.checkpoint would compute it again, without us
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
             result = self._by_rule(function, operation, args, kwargs)
         if in_place:
             changed = args[0] if args else kwargs["input"]
@@ -392,6 +404,10 @@ class Engine(TorchFunctionMode):
                 f"{self._where()} uses a tensor made by {t.grad_fn.name()}, which did not come by as a torch function: LRP "
                 "cannot see into compiled code, nor into tensors computed beforehand"
             )
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            raise UnhandledOperation(
+                f"{self._where()} works within torch.func (vmap, grad, jvp), where LRP cannot see which tensor is which"
+            )
         return False
 
     def _refusal(self, function: Any, why: str) -> UnhandledOperation:
@@ -486,6 +502,7 @@ class Engine(TorchFunctionMode):
 
     def _run(self, pending: Pending, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Run a layer under its rule, the activation that follows folded in."""
+        pending.check_sources()
         layer, x = pending.layer, pending.x
         info = self.traced[x]
         rule = self.composite.rule(layer.kind, pending.path, info.raw, pending.depth, self.layers)
@@ -505,7 +522,7 @@ class Engine(TorchFunctionMode):
             x = self.recorder.input(x, row)
             twin = twin if twin is None else self.recorder.input(twin, row, is_relevance=True)
         with torch.inference_mode(False), torch.enable_grad():
-            y = _Propagate.apply(x, twin, propagation)
+            y = _Propagate.apply(x, twin, propagation, pending)
         # a layer that mixes attention weights makes attention weights; one that reads other gates has features for signals
         self.traced[y] = Traced(nonnegative=activation is torch.relu_, gate=2 if info.gate == 2 else 0)
         if self.recorder and row:
@@ -803,6 +820,22 @@ class Engine(TorchFunctionMode):
             if t not in self.traced:
                 self.traced[t] = Traced(raw=True, twin=twin, index=True)
         return result
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
+
+
+def _pack(t: Tensor) -> tuple[Tensor, int]:
+    """Autograd keeps a tensor for the way back; ours is the tensor itself, so that nobody computes it again."""
+    return t, _version(t)
+
+
+def _unpack(packed: tuple[Tensor, int]) -> Tensor:
+    t, version = packed
+    if _version(t) != version:
+        raise UnhandledOperation("LRP cannot follow the model: it changes a tensor in place after it has used it")
+    return t
 
 
 _LOCK = threading.Lock()

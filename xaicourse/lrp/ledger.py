@@ -130,7 +130,7 @@ class _Probe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        relevance = gradients[0] if ctx.is_relevance else x.detach() * gradients[0]
+        relevance = gradients[0] if ctx.is_relevance else _times(gradients[0], x.detach())
         ctx.row.passed += _sum(relevance)
         ctx.row.passed_abs += _sum(relevance.abs())
         return gradients[0], None, None
@@ -164,7 +164,7 @@ class Recorder:
         def account(c: Tensor | None) -> None:
             if c is None:  # one of several results (of a chunk, say), and nobody uses it
                 return
-            relevance = c if is_relevance else c * value
+            relevance = c if is_relevance else _times(c, value)
             row.incoming += _sum(relevance)
             row.incoming_abs += _sum(relevance.abs())
             for part in parts:
@@ -184,7 +184,7 @@ class Recorder:
         name, value = path if count == 1 else f"{path}:{count}", y.detach()
 
         def keep(c: Tensor | None) -> None:
-            self.layers[name] = torch.zeros_like(value) if c is None else c * value
+            self.layers[name] = torch.zeros_like(value) if c is None else _times(c, value)
 
         y.register_hook(keep)
 
@@ -194,6 +194,12 @@ class Recorder:
         for row in self._holding_constants:
             row.bias = row.incoming - row.passed
         return Ledger(self.rows, output, given)
+
+
+def _times(c: Tensor, x: Tensor) -> Tensor:
+    """c x, and 0 where c is, even if x is infinite: a max pooling may pad with minus infinity."""
+    relevance = c * x
+    return relevance.masked_fill_(c == 0, 0) if bool(relevance.isnan().any()) else relevance
 
 
 def _sum(t: Tensor) -> float:
