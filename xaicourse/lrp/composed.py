@@ -90,6 +90,17 @@ def log_softmax(
     return x - torch.logsumexp(x.detach(), axis, keepdim=True)
 
 
+def var_mean(input: Tensor, dim: Any = None, *rest: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+    keepdim = settings.get("keepdim", rest[-1] if len(rest) == 2 else False)
+    mean = input.mean() if dim is None or isinstance(dim, bool) else input.mean(dim, keepdim=keepdim)
+    return torch.var(input, *(() if dim is None else (dim,)), *rest, **settings), mean
+
+
+def std_mean(input: Tensor, *args: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+    var, mean = var_mean(input, *args, **settings)
+    return torch.sqrt(var), mean
+
+
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     norms = [torch.linalg.vector_norm(x.detach(), dim=dim, keepdim=True).clamp(min=eps) for x in (x1, x2)]
     return ((x1 / norms[0]) * (x2 / norms[1])).sum(dim)
@@ -285,6 +296,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "group_norm": group_norm,
     "instance_norm": instance_norm,
     "log_softmax": log_softmax,
+    "var_mean": var_mean,
+    "std_mean": std_mean,
     "cosine_similarity": cosine_similarity,
     "glu": glu,
     "rrelu": rrelu,

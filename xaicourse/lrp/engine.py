@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -62,6 +63,8 @@ class Traced:
                  relevance has no way back (attention weights)
     index        it is made of the model's integer input (words); an embedding reads it
     base         another tensor whose memory it may share
+    shifted      it is a tensor plus a number
+    bounded      it lies between -1 and 1 (tanh): with a number added it is a gate
     stale        somebody has changed that memory in place: its values are not known any more
     pending      the layer whose output it stands for, if it is a placeholder
     value        the tensor that took its place: the layer's output, or the result of a function that works in place
@@ -74,6 +77,8 @@ class Traced:
     gate: int = 0
     index: bool = False
     base: weakref.ref[Tensor] | None = None
+    shifted: bool = False
+    bounded: bool = False
     stale: bool = False
     pending: Pending | None = None
     value: Tensor | None = None
@@ -100,7 +105,7 @@ class Pending:
         """Nobody may have changed the weights since the call."""
         if [_version(t) for t in self.sources] != self.versions:
             raise UnhandledOperation(
-                f"LRP cannot follow module {self.path!r}: a weight of its {self.functions[0]} was changed in place after the call"
+                f"LRP cannot follow module {self.path!r}: a weight of its {self.functions[0]} was changed in place afterwards"
             )
 
 
@@ -201,6 +206,7 @@ class Engine(TorchFunctionMode):
         self.within: list[str] = []
         self.traced: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.viewed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.detached: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.depths: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.token: Tensor | None = None
         self.saw_autocast = False
@@ -284,8 +290,17 @@ class Engine(TorchFunctionMode):
         if operation is not None and operation.rule == "values":
             with torch.inference_mode(False), torch.enable_grad():
                 args, kwargs = self.value((args, kwargs))
+            if operation.name in ("one_hot", "bincount") and any(
+                self.traced[t].index for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced
+            ):
+                raise self._not_words(function)
             with torch.no_grad():
-                return function(*args, **kwargs)
+                answer = function(*args, **kwargs)
+            if any(isinstance(t, Tensor) and t.is_floating_point() for t in tree_leaves(answer)):
+                raise self._refusal(function, "is taken for a question, and answers by numbers made of the input")
+            return answer
+        if kwargs.get("out") is not None:
+            raise self._refusal(function, "writes into a tensor that is given as out")
         if not torch.is_grad_enabled():
             raise self._refusal(
                 function, "is called while gradients are switched off, which would cut the relevance off"
@@ -294,8 +309,7 @@ class Engine(TorchFunctionMode):
         if in_place and operation is not None and operation.rule == "dropout":
             in_place = False  # in evaluation mode nothing is changed
         if in_place:
-            if (args[0] if args else kwargs["input"]) not in self.traced:
-                raise self._refusal(function, "works in place on a tensor that does not depend on the input")
+            self._refuse_shared_constant(function, args[0] if args else kwargs["input"])
             operation = operations.find(function, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.traced]
         if any(self.traced[t].index for t in tensors):
@@ -307,6 +321,9 @@ class Engine(TorchFunctionMode):
             result = self._by_rule(function, operation, args, kwargs)
         if in_place:
             changed = args[0] if args else kwargs["input"]
+            if changed not in self.traced:
+                self.traced[changed] = Traced(value=result)
+                return changed
             if result is not changed:
                 self._mark_stale(changed)
                 self._replace(changed, result)
@@ -319,9 +336,10 @@ class Engine(TorchFunctionMode):
             case "batch_norm":
                 return self._batch_norm(function, args, kwargs)
             case "dropout":
-                if operations.arguments("dropout", args, kwargs).get("training", True):
+                named = operations.arguments("dropout", args, kwargs)
+                if named.get("training", named.get("train", True)) and named.get("p", 0.5) != 0:
                     raise self._refusal(function, "drops entries at random (training mode)")
-                return self._materialised(operations.arguments("dropout", args, kwargs)["input"])
+                return self._materialised(named["input"])
             case "assignment":
                 return self._assign(function, operation, args, kwargs)
             case "product":
@@ -337,8 +355,10 @@ class Engine(TorchFunctionMode):
             case "constant":
                 args, kwargs = self.value((args, kwargs))
                 with torch.no_grad():
-                    result = function(*args, **kwargs)
-                    return tree_map_only(Tensor, lambda t: t.detach().clone(), result)
+                    result = tree_map_only(Tensor, lambda t: t.detach().clone(), function(*args, **kwargs))
+                for t in tree_leaves(result):
+                    self.detached[t] = True
+                return result
             case "composed":
                 return self._compose(operation.name, operation.made_of, args, kwargs)
             case "gradient":
@@ -349,6 +369,8 @@ class Engine(TorchFunctionMode):
 
     def _constant(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Nothing flows through what does not depend on the input."""
+        if self.detached and operations.writes(function) and args and args[0] in self.detached:
+            raise self._refusal(function, "changes a tensor of the model in place, through a detached one")
         with torch.no_grad():
             result = function(*args, **kwargs)
         for t in tree_leaves(result):
@@ -451,7 +473,7 @@ class Engine(TorchFunctionMode):
         x = self._materialised(arguments["input"])
         if kind != "linear" and x.dim() == weight.dim() - 1:
             raise self._refusal(function, "is called on a single item without the batch dimension")
-        if x.dtype != weight.dtype:  # autocast would see to it
+        if x.dtype != weight.dtype and self.saw_autocast:  # it would see to it
             x = self._gradient(Tensor.to, operations.find(Tensor.to), (x, weight.dtype), {})
         meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
         meta["input"] = torch.empty(x.shape, dtype=x.dtype, device="meta")
@@ -568,7 +590,14 @@ class Engine(TorchFunctionMode):
         info = self.traced[x]
         row = self._row(operation, "secant", constants=not operation.zero)
         y = _Secant.apply(self.recorder.input(x, row) if self.recorder and row else x, activation, operation.zero)
-        self.traced[y] = Traced(nonnegative=operation.keeps_sign, gate=max(operation.gate, info.gate))
+        spelled_out = operation.name in ("relu6", "hardtanh", "clamp", "clip") and info.shifted and operation.keeps_sign
+        self.traced[y] = Traced(
+            nonnegative=operation.keeps_sign,
+            gate=max(
+                operation.gate, info.gate, int(spelled_out)
+            ),  # relu6(x + 3) / 6 is a gate that somebody spelled out
+            bounded=operation.name in operations.BOUNDED,
+        )
         if self.recorder and row:
             self.recorder.output(y, row)
         return y
@@ -655,15 +684,21 @@ class Engine(TorchFunctionMode):
         if raw and alone:
             twins = self._twins(operation, run, args, kwargs, infos, outputs, row)  # type: ignore[assignment]
         nonnegative = operation.name == "relu" or self._keeps_sign(operation, args, kwargs, tensors, infos)
-        base = next(t for t in tensors if t in self.traced) if operation.view else None
+        copies = operation.name == "__getitem__" and any(isinstance(i, (Tensor, list)) for i in tree_leaves(args[1:]))
+        base = next(t for t in tensors if t in self.traced) if operation.view and not copies else None
         if base is not None and (older := self.traced[base].base) is not None:
             base = older()
         gate = max(operation.gate, min((info.gate for info in infos), default=0))
+        numbers = [v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and v != 0]
+        shifted = operation.adds and len(tensors) == 1 and bool(numbers)
+        if shifted and infos[0].bounded:
+            gate = 1
         for t, twin in zip(outputs, twins, strict=True):
             # not the very tensor that came in (``x.contiguous()``), nor a constant that took its form (``k.expand_as(x)``)
             if t in self.traced or not t.requires_grad:
                 continue
-            self.traced[t] = Traced(raw, twin, nonnegative, gate, False, None if base is None else weakref.ref(base))
+            shown = None if base is None else weakref.ref(base)
+            self.traced[t] = Traced(raw, twin, nonnegative, gate, base=shown, shifted=shifted)
             if self.recorder and row:
                 self.recorder.output(t, row)
         return result
@@ -713,6 +748,11 @@ class Engine(TorchFunctionMode):
             changed = value
         self.traced[changed].value = result
 
+    def _refuse_shared_constant(self, function: Any, t: Tensor) -> None:
+        """A constant that is changed in place becomes another tensor; then no other tensor may show its memory."""
+        if t not in self.traced and (t._is_view() or t in self.viewed):
+            raise self._refusal(function, "changes a constant in place whose memory another tensor shares")
+
     def _mark_stale(self, t: Tensor) -> None:
         """The memory of t changes: all other tensors that share it have unknown values from now on."""
         while (value := self.traced[t].value) is not None:  # views are views of the tensor that t stands for
@@ -727,8 +767,7 @@ class Engine(TorchFunctionMode):
     def _assign(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
         """``y[index] = x``: a new tensor takes the place of y, which may have been a constant until now."""
         target = args[0]
-        if target not in self.traced and (target._is_view() or target in self.viewed):
-            raise self._refusal(function, "assigns to memory that another tensor shares")
+        self._refuse_shared_constant(function, target)
         (old, *rest), kwargs = self.value((args, kwargs))
         row = self._row(operation, "gradient", constants=True)
         traced = [t for t in (old, *tree_leaves(rest)) if isinstance(t, Tensor) and t in self.traced]
@@ -777,6 +816,10 @@ class Engine(TorchFunctionMode):
         if operation is not None and operation.rule == "composed":
             return self._compose(operation.name, operation.made_of, args, kwargs)
         if operation is not None and operation.view and args and args[0] not in self.traced:
+            if operation.name == "__getitem__" and args[0].is_floating_point():
+                if isinstance(args[1], Tensor) and args[0].dim() == 2:  # rows of a table
+                    return self._indices(F.embedding, operations.find(F.embedding), (args[1], args[0]), {})
+                raise self._refusal(function, "looks up a table by the integer inputs in a way that LRP does not know")
             return self._constant(function, args, kwargs)  # a constant takes the form of the words
         entrywise = operation is not None and (
             operation.entrywise or operation.name in ("clamp", "clamp_min", "clamp_max")

@@ -48,7 +48,8 @@ def relevance(
 ) -> Tensor:
     """Relevance of each input for the model's score, by layer-wise relevance propagation.
 
-    model      an nn.Module in evaluation mode (or a function made of torch functions); it is not changed
+    model      an nn.Module in evaluation mode, or a function made of torch functions, that takes ``inputs`` and returns one
+               tensor; it is not changed. For further arguments or results wrap it: ``lambda x: model(x, mask=mask)[0]``
     inputs     (N, …), any float dtype and device; or integers (N, T) that the model looks up in an embedding
     target     which score to explain: a class index, one index for each item (LongTensor (N,)), or a function from the
                outputs to scores (N,), such as ``lambda y: y[:, 3] - y[:, 5]``, which is explained along with the model
@@ -78,6 +79,10 @@ def trace(
     start: Start | None = None,
 ) -> Trace:
     """As ``relevance``, and keeps the relevance of every layer and the ledger. Slower, and needs more memory.
+
+    Takes what ``relevance`` takes and returns a ``Trace``: ``.output``, ``.relevance``, ``.layers`` by module path (in a
+    function, by the class of a module: "Linear", "Linear:2" …) and ``.ledger``. Its rows have ``module``, ``function``,
+    ``rule``, ``incoming``, ``passed``, ``bias``, ``stabiliser`` and ``dead_end``; ``print(trace.ledger)`` shows them all.
 
     Runs the model once more, as it is, and raises ``UnhandledOperation`` if its outputs are not the same then.
     """
@@ -205,14 +210,21 @@ def _count_layers(model: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
 @contextmanager
 def _buffers_restored(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """A model that counts its calls, or keeps the last batch, is as it was afterwards."""
-    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-    before = [(b, b.detach().clone(), b._version) for b in buffers if not b.is_inference()]
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    owned: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for m in modules:
+        owned += [(m._buffers, dict(m._buffers)), (m._parameters, dict(m._parameters))]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+    before = [(b, b.detach().clone()) for b in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for b, values, version in before:
-                if b._version != version:
+            for held, tensors in owned:  # also what a forward pass assigned anew
+                if any(held.get(name) is not t for name, t in tensors.items()):
+                    held.update(tensors)
+            for b, values in before:
+                if not torch.equal(b, values):
                     b.copy_(values)
 
 
@@ -280,8 +292,11 @@ def _check_start(start: object, target: object, model: object) -> None:
                 )
     elif start is not None and not (isinstance(start, Tensor) and start.is_floating_point()):
         raise TypeError(f"start must be None, a float tensor, or map modules to such, got {_kind(start)}")
-    elif target is None:
-        raise TypeError("target must be an int, a LongTensor or a function of the outputs, got None")
+    if target is None and not isinstance(start, Mapping):
+        raise TypeError(
+            "target must be an int, a LongTensor or a function of the outputs, got None; it may be None where start maps "
+            "modules to relevance"
+        )
 
 
 def _check_model(model: Callable[[Tensor], Tensor]) -> None:
@@ -304,7 +319,9 @@ def _check_model(model: Callable[[Tensor], Tensor]) -> None:
 
 def _check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
+        raise TypeError(
+            f"inputs must be a tensor, got {type(inputs).__name__}; for more arguments give a function, lambda x: model(x, mask)"
+        )
     if not inputs.is_floating_point() and inputs.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             f"inputs must have a float dtype, or be indices of an embedding (int64, int32), got {inputs.dtype}"
@@ -372,9 +389,10 @@ def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outpu
 def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """What the model returns by itself; with gradients, since without them PyTorch may take a path that skips padded words."""
     x = inputs.detach().clone()
-    with torch.enable_grad(), _buffers_restored(model):
+    frozen = isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters())
+    with torch.set_grad_enabled(not frozen), _buffers_restored(model):
         # a view: a model may work in place on its input, which a leaf forbids
-        return model(x.requires_grad_().view_as(x) if x.is_floating_point() else x).detach()
+        return model(x.requires_grad_().view_as(x) if x.is_floating_point() and not frozen else x).detach()
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -80,7 +80,7 @@ class Operation:
         return self.roles[0] if argument in ("input", "query") else "/" if "/" in self.roles[1:] else "*"
 
 
-_NAMED_ROLES = {"bias": "+", "value": "*", "key": "/", "attn_mask": "/", "equation": "-"}
+_NAMED_ROLES = {"tensor1": "*", "bias": "+", "value": "*", "key": "/", "attn_mask": "/", "equation": "-"}
 
 _TABLE: dict[Any, Operation] = {}
 _REGISTERED: dict[Any, Operation] = {}
@@ -107,14 +107,14 @@ def _enter_properties(names: str, rule: str, **facts: Any) -> None:
 
 # questions ------------------------------------------------------------------------------------------------------------
 _enter("size dim ndimension numel nelement is_floating_point is_complex is_tensor get_device element_size", "form")
-_enter("new_zeros new_ones new_empty new_full new_tensor zeros_like ones_like empty_like full_like", "form")
+_enter("new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like", "form")
 _enter("rand_like randn_like __len__ __hash__ is_nonzero_static", "form")
 _enter_properties("shape ndim dtype device layout is_cuda is_cpu is_meta is_mps is_sparse is_nested", "form")
 _enter_properties("is_quantized requires_grad itemsize", "form")
 _enter("__bool__ all any eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite", "values")
 _enter("equal allclose isclose isin argmax argmin argsort argwhere nonzero count_nonzero bucketize", "values")
 _enter("searchsorted is_contiguous stride storage_offset __repr__ __format__", "values")
-_enter("logical_and logical_or logical_not logical_xor is_same_size one_hot bincount unique", "values")
+_enter("logical_and logical_or logical_not logical_xor is_same_size one_hot bincount", "values")
 
 # layers with weights -----------------------------------------------------------------------------------------------------
 _enter("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", "layer", roles="**+")
@@ -139,7 +139,7 @@ _enter(
     moves=True,
     entrywise=True,
 )
-_enter("diagonal real", "gradient", view=True, keeps_sign=True)
+_enter("diagonal real broadcast_tensors atleast_1d atleast_2d atleast_3d", "gradient", view=True, keeps_sign=True)
 _enter("clone repeat tile roll flip fliplr flipud rot90 index_select gather take_along_dim repeat_interleave", "gradient",
        keeps_sign=True, moves=True)  # fmt: skip
 _enter("cat concat concatenate stack hstack vstack dstack", "gradient", keeps_sign=True, moves=True, constants=True)
@@ -196,8 +196,8 @@ _enter("__rpow__", "secant", zero=False, gate=1)
 
 # gates and constants ------------------------------------------------------------------------------------------------------
 _enter("softmax softmin sqrt rsqrt", "gate", gate=2, keeps_sign=True)
-_enter("reciprocal log log2 log10 var std var_mean std_mean sign sgn heaviside", "gate", gate=2)
-_enter("detach logsumexp", "constant")
+_enter("reciprocal log log2 log10 logsumexp var std sign sgn heaviside", "gate", gate=2)
+_enter("detach", "constant")
 
 # composed -----------------------------------------------------------------------------------------------------------------
 for _name, _function in composed.FUNCTIONS.items():
@@ -206,6 +206,8 @@ for _name, _function in composed.FUNCTIONS.items():
 _TABLE[torch.embedding] = Operation("embedding", "composed", made_of=composed.embedding)  # its arguments change places
 
 # in place: the same as out of place, for a tensor that takes the place of the old one ---------------------------------------
+# (not what turns the tensor itself into another one: its old shape would still be asked for)
+_CHANGE_THE_TENSOR = {"detach", "unsqueeze", "squeeze", "t", "transpose", "swapaxes", "swapdims"}
 _IN_PLACE: dict[Any, Any] = {}
 for _home in _HOMES:
     for _name in dir(_home):
@@ -215,7 +217,7 @@ for _home in _HOMES:
             "__imul__": "__mul__",
             "__itruediv__": "__truediv__",
         }.get(_name, _name[:-1] if _name.endswith("_") and not _name.endswith("__") else "")
-        if _plain and getattr(_home, _plain, None) in _TABLE:
+        if _plain and _plain not in _CHANGE_THE_TENSOR and getattr(_home, _plain, None) in _TABLE:
             _IN_PLACE[getattr(_home, _name)] = getattr(_home, _plain)
 _HAS_INPLACE_FLAG = {
     function: inspect.signature(function)
@@ -310,6 +312,15 @@ def unregister(function: Callable[..., Any]) -> None:
         raise ValueError(f"function must have been registered, got {name(function)}")
 
 
+def writes(function: Any) -> bool:
+    """Whether the function changes its first argument in place."""
+    return function in _IN_PLACE or (known := _TABLE.get(function)) is not None and known.rule == "assignment"
+
+
+BOUNDED = {"tanh", "softsign"}
+"""Between -1 and 1: with a number added they are spelled-out gates, as in the tanh form of GELU."""
+
+
 def opened(function: Any) -> Callable[..., Any] | None:
     """The body of one of PyTorch's own Python functions, so that what it calls is seen; None for all others.
 
@@ -319,6 +330,8 @@ def opened(function: Any) -> Callable[..., Any] | None:
     asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     if not isinstance(function, types.FunctionType) or not function.__module__.startswith("torch."):
         return None
+    if function.__module__.startswith("torch.autograd") or function.__name__ == "backward":
+        return None  # runs back through a graph that is ours
     if not any(question in function.__code__.co_names for question in asks):
         return None
     no = {question: lambda *tensors: False for question in asks if question in function.__globals__}
