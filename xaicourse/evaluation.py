@@ -478,11 +478,14 @@ def _randomise(module: nn.Module, generator: torch.Generator | None) -> None:
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for part in module.modules():
+            own = list(part.parameters(recurse=False))
+            before = [parameter.clone() for parameter in own]
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
-                continue
-            for parameter in part.parameters(recurse=False):
+            for parameter, old in zip(own, before, strict=True):
+                if callable(reset) and not (torch.equal(parameter, old) and old.numel() > 1 and old.std() > 0):
+                    continue  # reset; what it left alone (weights behind a spectral norm) is drawn anew
                 spread = parameter.std(correction=0) if parameter.numel() else 0
                 parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))
 

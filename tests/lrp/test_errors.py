@@ -99,7 +99,7 @@ def test_inputs_that_are_no_batch_of_finite_floats_are_refused(model, inputs, er
         (True, TypeError, "target must be an int.* got bool"),
         ("cat", TypeError, "target must be an int.* got str"),
         ([0, 1], TypeError, "target must be an int.* got list"),
-        (None, TypeError, "target must be an int.* got None$"),
+        (None, TypeError, "target must be an int.* got None"),
     ],
 )
 def test_a_target_that_is_no_index_is_refused(model, target, error, message):

@@ -86,6 +86,7 @@ WORKING = {
     "subtracted from a constant": lambda m, h: 1 - h,
     "torch.rsub": lambda m, h: torch.rsub(h, MASK),
     "difference": lambda m, h: m.b(h) - h,
+    "+= on a constant": lambda m, h: into_a_constant(m, h),
     "-= of a layer": lambda m, h: m.b(h).sub_(h),
     "negative": lambda m, h: -m.b(h),
     "torch.neg": lambda m, h: torch.neg(h),
@@ -652,7 +653,6 @@ REFUSED = {
     "log": (lambda m, h: (1 + h).log(), "log.* is a gate"),
     "var": (lambda m, h: h + h.var(1, keepdim=True), "var.* is a gate"),
     "std": (lambda m, h: h + h.std(1, keepdim=True), "std.* is a gate"),
-    "var_mean": (lambda m, h: h + torch.var_mean(h, 1, keepdim=True)[1], "var_mean.* is a gate"),
     "sign": (lambda m, h: h.sign(), "sign.* is a gate"),
     "softmax": (lambda m, h: F.softmax(h, 1), "softmax.* is a gate: .* relevance reaches it"),
     "softmax in parts": (lambda m, h: torch.cat(F.softmax(h, 1).chunk(2, 1)[::-1], 1), "softmax.* is a gate"),
@@ -701,11 +701,7 @@ REFUSED = {
     "in place into one of two views": (into_one_of_two_views, "memory was changed in place"),
     "assignment to a view": (assigned_to_a_view, "memory was changed in place"),
     "assignment to a view of a constant": (assigned_to_a_view_of_a_constant, "__setitem__.* shares"),
-    "in place into a constant": (into_a_constant, "add.* works in place on a tensor that does not depend"),
-    "in place into a view of a constant": (
-        into_a_view_of_a_constant,
-        "add.* works in place on a tensor that does not depend",
-    ),
+    "in place into a view of a constant": (into_a_view_of_a_constant, "add.* changes a constant in place whose memory"),
     "a table that depends on the input": (
         lambda m, h: h + F.embedding(INDEX, h.flatten(2).mean((0, 1))[:, None]).mean(),
         "embedding.* looks up a table",

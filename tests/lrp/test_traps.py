@@ -180,3 +180,203 @@ def test_a_trace_refuses_a_model_that_changes_from_call_to_call():
 
     with pytest.raises(lrp.UnhandledOperation, match="differ"):
         lrp.trace(model, torch.rand(1, 4).double(), 0)
+
+
+# what a reviewer found --------------------------------------------------------------------------------------
+
+W = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+X = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def _refills_a_mask(x: Tensor) -> Tensor:
+    mask, out = torch.zeros(4, dtype=x.dtype), 0
+    for k in range(4):
+        mask.zero_()
+        mask[k] = 1.0
+        out = out + (x * mask) * (k + 1.0)
+    return out @ W.T
+
+
+def _decays_a_weight(x: Tensor) -> Tensor:
+    w = W.clone()
+    y = F.linear(x, w) + 0
+    w.mul_(0.5)
+    return y
+
+
+def _decays_a_weight_between_calls(x: Tensor) -> Tensor:
+    w, ys = W.clone(), []
+    for _ in range(3):
+        ys.append(F.linear(x, w))
+        w.mul_(0.5)
+    return sum(ys)
+
+
+def _maps(x: Tensor) -> Tensor:
+    return F.linear(x, W) + torch.vmap(lambda row: (W @ row).tanh())(x)
+
+
+def _changes_through_a_detached_tensor(x: Tensor) -> Tensor:
+    h = x @ W.T
+    h.detach().clamp_(min=0)
+    return h + 0
+
+
+def _pools_by_logsumexp(x: Tensor) -> Tensor:
+    return (torch.logsumexp(x, 1, keepdim=True) + x) @ W.T
+
+
+def _writes_into_out(x: Tensor) -> Tensor:
+    return torch.add(x @ W.T, 1, out=torch.zeros(2, 3, dtype=x.dtype))
+
+
+def _differentiates(x: Tensor) -> Tensor:
+    return (x * 2 + torch.autograd.grad((x.tanh() ** 2).sum(), x, create_graph=True)[0]) @ W.T
+
+
+def _changes_its_own_shape(x: Tensor) -> Tensor:
+    h = x @ W.T
+    h.unsqueeze_(1)
+    return h[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (_refills_a_mask, "changes a tensor in place after it has used it"),
+        (_decays_a_weight, "weight of its linear was changed in place"),
+        (_decays_a_weight_between_calls, "weight of its linear was changed in place"),
+        (_maps, "works within torch.func"),
+        (_changes_through_a_detached_tensor, "through a detached one"),
+        (_pools_by_logsumexp, "logsumexp.* is a gate"),
+        (_writes_into_out, "given as out"),
+        (_differentiates, "no rule for grad"),
+        (_changes_its_own_shape, "unsqueeze_"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+@pytest.mark.parametrize("explain", [lrp.relevance, lrp.trace])
+def test_what_would_be_wrong_in_silence_is_refused(explain, model, message):
+    with pytest.raises(lrp.UnhandledOperation, match=message):
+        explain(model, X, 1)
+
+
+def _gelu_spelled_out(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    ("spelled_out", "built_in"),
+    [
+        (_gelu_spelled_out, lambda h: F.gelu(h, approximate="tanh")),
+        (lambda h: h * F.relu6(h + 3) / 6, F.hardswish),
+        (lambda h: h * torch.clamp(h + 3, 0, 6) / 6, F.hardswish),
+        (lambda h: h * (1 + torch.erf(h / 2**0.5)) / 2, F.gelu),
+    ],
+    ids=["gelu_new", "h_swish", "h_swish by clamp", "gelu"],
+)
+def test_a_gate_that_is_spelled_out_is_a_gate(spelled_out, built_in):
+    got = lrp.relevance(lambda x: spelled_out(x @ W.T), X, 1, composite=LRP_0)
+    torch.testing.assert_close(got, lrp.relevance(lambda x: built_in(x @ W.T), X, 1, composite=LRP_0))
+
+
+def test_words_read_from_a_table_by_an_index_are_embedded():
+    torch.manual_seed(0)
+    a, b = nn.Embedding(10, 4).double(), nn.Embedding(10, 4).double()
+    words = torch.randint(0, 10, (2, 5))
+    got = lrp.trace(lambda t: (a(t) + b.weight[t]).sum(1) @ W.T, words, 1, composite=LRP_0)
+    wanted = lrp.relevance(lambda t: (a(t) + b(t)).sum(1) @ W.T, words, 1, composite=LRP_0)
+    torch.testing.assert_close(got.relevance, wanted)
+    assert abs(got.ledger.unaccounted) < 1e-5
+    with pytest.raises(TypeError, match="one_hot .*reads integers as numbers"):
+        lrp.relevance(lambda t: (a(t) + F.one_hot(t, 10).double() @ b.weight).sum(1) @ W.T, words, 1)
+
+
+def test_arguments_of_a_quotient_by_name_have_their_roles():
+    by_name = lrp.relevance(lambda x: torch.addcdiv(x, tensor1=x, tensor2=x.detach() + 9) @ W.T, X, 1, composite=LRP_0)
+    by_place = lrp.relevance(lambda x: torch.addcdiv(x, x, x.detach() + 9) @ W.T, X, 1, composite=LRP_0)
+    torch.testing.assert_close(by_name, by_place)
+
+
+def test_buffers_that_a_forward_pass_assigns_anew_are_put_back():
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3).double()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("seen", torch.zeros(2, 4).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            self.seen.data.copy_(x)
+            return self.linear(x)
+
+    model = Counter().eval()
+    calls, seen = model.calls, model.seen
+    lrp.trace(model, X, 1)
+    assert model.calls is calls and model.seen is seen
+    assert calls == 0 and (seen == 0).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: torch.zeros(2, 3, dtype=x.dtype).add_(x @ W.T),
+        lambda x: torch.zeros(2, 3, dtype=x.dtype).index_add_(0, torch.tensor([1, 0]), x @ W.T),
+        lambda x: (lambda h: h + h[:, torch.tensor([2, 0, 1])].add_(1.0))(x @ W.T),
+        lambda x: F.dropout(x @ W.T, p=0.0, training=True),
+        lambda x: (lambda v, m: ((x - m) / torch.sqrt(v + 1e-5)) @ W.T)(*torch.var_mean(x, 1, keepdim=True)),
+    ],
+    ids=["add_", "index_add_", "advanced indexing copies", "dropout of nothing", "var_mean"],
+)
+def test_common_ways_to_work_in_place_are_explained(model):
+    trace = lrp.trace(model, X, 1, composite=LRP_0)
+    torch.testing.assert_close(trace.output, model(X.clone()))
+    torch.testing.assert_close(trace.relevance, lrp.relevance(model, X, 1, composite=LRP_0))
+    assert abs(trace.ledger.unaccounted) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda z: 0.5 * torch.tanh(0.5 * z) + 0.5,
+        lambda z: torch.tanh(z) + torch.ones(()),
+        lambda z: F.hardtanh(z) + 1,
+        lambda z: (z.clamp(-3, 3) + 3) / 6,
+        lambda z: 1 + F.softsign(z),
+        lambda z: 1 + torch.erf(z),
+    ],
+    ids=["sigmoid by tanh", "plus a tensor", "hardtanh + 1", "hard sigmoid by clamp", "softsign", "erf"],
+)
+@pytest.mark.parametrize(
+    "layer", [lambda x: F.linear(x, W), lambda x: x @ W.T], ids=["behind a layer", "behind a product"]
+)
+def test_a_gate_steers_in_a_relevance_and_in_a_trace_alike(gate, layer):
+    def model(x: Tensor) -> Tensor:
+        return F.linear(x, W) * gate(layer(x))
+
+    def held(x: Tensor) -> Tensor:
+        return F.linear(x, W) * gate(layer(x)).detach()
+
+    wanted = lrp.relevance(held, X, 1, composite=LRP_0)
+    torch.testing.assert_close(lrp.relevance(model, X, 1, composite=LRP_0), wanted)
+    torch.testing.assert_close(lrp.trace(model, X, 1, composite=LRP_0).relevance, wanted)
+
+
+def test_what_is_clipped_below_only_or_is_the_input_is_no_gate():
+    for signal in (lambda x: (x @ W.T + 0.1).clamp(min=0), lambda x: (x * 0.5 + 0.5).clamp(0, 1) @ W.T):
+        by_halves = lrp.relevance(lambda x, s=signal: (x @ W.T) * s(x), X, 1, composite=LRP_0)
+        held = lrp.relevance(lambda x, s=signal: (x @ W.T) * s(x).detach(), X, 1, composite=LRP_0)
+        assert not torch.allclose(by_halves, held)
+
+
+def test_broadcasting_with_a_constant_loses_nothing():
+    constant = torch.ones(1, 3, dtype=torch.float64)
+
+    def model(x: Tensor) -> Tensor:
+        a, b = torch.broadcast_tensors(constant, x @ W.T)
+        return a + b
+
+    torch.testing.assert_close(
+        lrp.relevance(model, X, 1, composite=LRP_0), lrp.relevance(lambda x: x @ W.T + constant, X, 1, composite=LRP_0)
+    )

@@ -64,7 +64,7 @@ class Traced:
     index        it is made of the model's integer input (words); an embedding reads it
     base         another tensor whose memory it may share
     shifted      it is a tensor plus a number
-    bounded      it lies between -1 and 1 (tanh): with a number added it is a gate
+    bounded      it lies between two numbers of both signs (tanh): with a number added it is a gate
     stale        somebody has changed that memory in place: its values are not known any more
     pending      the layer whose output it stands for, if it is a placeholder
     value        the tensor that took its place: the layer's output, or the result of a function that works in place
@@ -583,24 +583,28 @@ class Engine(TorchFunctionMode):
         activation = torch.relu_ if is_relu else rest(function)
         wanted = info.pending is not None and info.pending.outputs  # before the activation
         if info.pending is not None and info.value is None and operation.zero and not (self.recorder or wanted):
-            return self._run(info.pending, activation)
+            y = self._run(info.pending, activation)
+            self._mark_activation(y, operation, info)
+            return y
         if is_relu:
             return self._gradient(torch.relu, operation, (x,), {})
         x = self._materialised(x)
         info = self.traced[x]
         row = self._row(operation, "secant", constants=not operation.zero)
         y = _Secant.apply(self.recorder.input(x, row) if self.recorder and row else x, activation, operation.zero)
-        spelled_out = operation.name in ("relu6", "hardtanh", "clamp", "clip") and info.shifted and operation.keeps_sign
-        self.traced[y] = Traced(
-            nonnegative=operation.keeps_sign,
-            gate=max(
-                operation.gate, info.gate, int(spelled_out)
-            ),  # relu6(x + 3) / 6 is a gate that somebody spelled out
-            bounded=operation.name in operations.BOUNDED,
-        )
+        self.traced[y] = Traced(gate=info.gate)
+        self._mark_activation(y, operation, info)
         if self.recorder and row:
             self.recorder.output(y, row)
         return y
+
+    def _mark_activation(self, y: Tensor, operation: Operation, x: Traced) -> None:
+        """What is known of the result of an activation. relu6(x + 3) / 6 is a gate that somebody spelled out."""
+        info = self.traced[y]
+        spelled_out = operation.bounded and operation.keeps_sign and x.shifted and x.twin is None
+        info.nonnegative = info.nonnegative or operation.keeps_sign or operation.name == "relu"
+        info.gate = max(info.gate, operation.gate, int(spelled_out))
+        info.bounded = operation.bounded and not operation.keeps_sign
 
     def _gate(self, function: Any, operation: Operation, args: Any, kwargs: Any) -> Any:
         """Weights, made of whatever: nothing flows back."""
@@ -650,7 +654,7 @@ class Engine(TorchFunctionMode):
         assert operation is not None
         args, kwargs = self.value((args, kwargs))
         if (
-            operation.view and args and args[0] not in self.traced
+            operation.name in operations.TAKE_A_FORM and args and args[0] not in self.traced
         ):  # a constant takes the form of x: ``mask.expand_as(x)``
             return self._constant(function, *tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -689,16 +693,20 @@ class Engine(TorchFunctionMode):
         if base is not None and (older := self.traced[base].base) is not None:
             base = older()
         gate = max(operation.gate, min((info.gate for info in infos), default=0))
-        numbers = [v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and v != 0]
-        shifted = operation.adds and len(tensors) == 1 and bool(numbers)
+        others = [v for v in (*args, *kwargs.values()) if not (isinstance(v, Tensor) and v in self.traced)]
+        by_number = len(infos) == 1 and all(not isinstance(v, Tensor) or v.dim() == 0 for v in others)
+        shifted = (
+            operation.adds and by_number and any(isinstance(v, (int, float, Tensor)) and bool(v != 0) for v in others)
+        )
         if shifted and infos[0].bounded:
-            gate = 1
+            gate = max(gate, 1)
+        bounded = operation.rule == "product" and by_number and infos[0].bounded
         for t, twin in zip(outputs, twins, strict=True):
             # not the very tensor that came in (``x.contiguous()``), nor a constant that took its form (``k.expand_as(x)``)
             if t in self.traced or not t.requires_grad:
                 continue
             shown = None if base is None else weakref.ref(base)
-            self.traced[t] = Traced(raw, twin, nonnegative, gate, base=shown, shifted=shifted)
+            self.traced[t] = Traced(raw, twin, nonnegative, gate, base=shown, shifted=shifted, bounded=bounded)
             if self.recorder and row:
                 self.recorder.output(t, row)
         return result
@@ -815,7 +823,7 @@ class Engine(TorchFunctionMode):
             return y
         if operation is not None and operation.rule == "composed":
             return self._compose(operation.name, operation.made_of, args, kwargs)
-        if operation is not None and operation.view and args and args[0] not in self.traced:
+        if operation is not None and operation.name in operations.TAKE_A_FORM and args[0] not in self.traced:
             if operation.name == "__getitem__" and args[0].is_floating_point():
                 if isinstance(args[1], Tensor) and args[0].dim() == 2:  # rows of a table
                     return self._indices(F.embedding, operations.find(F.embedding), (args[1], args[0]), {})

@@ -144,6 +144,7 @@ def _explain(
         layers = _count_layers(model, inputs) if rules.counts_layers else None
         watched = frozenset(start) if isinstance(start, Mapping) else frozenset()
         engine = Engine(model, rules, recorder, layers=layers, watched=watched)
+        engine.saw_autocast = coarse
         x, twin = _leaves(model, inputs)
         entrance = engine.enter(x, twin)
         with engine.running():
@@ -186,7 +187,7 @@ def _explain(
         _check_finite("the relevance", result)
         begun = sum((at * c).sum(dtype=torch.float64).item() for at, c in begins) if recorder else 0.0
         arrived = result.sum(dtype=torch.float64).item() if recorder else 0.0
-        return outputs.detach(), result, begun, arrived, coarse or engine.saw_autocast
+        return outputs.detach(), result, begun, arrived, engine.saw_autocast
 
 
 def _leaves(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +222,8 @@ def _buffers_restored(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for held, tensors in owned:  # also what a forward pass assigned anew
-                if any(held.get(name) is not t for name, t in tensors.items()):
+                if held.keys() != tensors.keys() or any(held[name] is not t for name, t in tensors.items()):
+                    held.clear()
                     held.update(tensors)
             for b, values in before:
                 if not torch.equal(b, values):
@@ -320,7 +322,7 @@ def _check_model(model: Callable[[Tensor], Tensor]) -> None:
 def _check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"inputs must be a tensor, got {type(inputs).__name__}; for more arguments give a function, lambda x: model(x, mask)"
+            f"inputs must be a tensor, got {type(inputs).__name__}; for more arguments give lambda x: model(x, mask)"
         )
     if not inputs.is_floating_point() and inputs.dtype not in (torch.int64, torch.int32):
         raise TypeError(
@@ -388,11 +390,14 @@ def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outpu
 
 def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """What the model returns by itself; with gradients, since without them PyTorch may take a path that skips padded words."""
-    x = inputs.detach().clone()
-    frozen = isinstance(model, nn.Module) and any(p.is_inference() for p in model.parameters())
-    with torch.set_grad_enabled(not frozen), _buffers_restored(model):
-        # a view: a model may work in place on its input, which a leaf forbids
-        return model(x.requires_grad_().view_as(x) if x.is_floating_point() and not frozen else x).detach()
+    with _buffers_restored(model):
+        try:
+            with torch.enable_grad():
+                x = inputs.detach().clone()
+                return model(x.requires_grad_().clone() if x.is_floating_point() else x).detach()
+        except RuntimeError:  # the model works in place, or its weights are frozen, in a way that autograd forbids
+            with torch.no_grad():
+                return model(inputs.detach().clone())
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -54,6 +54,7 @@ class Operation:
     constants    it can hold constants, which keep relevance
     gate         1 if its result is a gate: in a product with a signal, the signal takes all; 2 if relevance has no way back
     zero         g(0) = 0 for a secant
+    bounded      its result lies between two numbers: shifted so that it is not negative, it is a gate that somebody spelled out
     roles        of the arguments of a product, by position: "*" factor, "/" divisor or held constant, "+" added, "-" none
     made_of      the function in known terms, for "composed"
     """
@@ -68,6 +69,7 @@ class Operation:
     constants: bool = False
     gate: int = 0
     zero: bool = True
+    bounded: bool = False
     roles: str = ""
     made_of: Callable[..., Any] | None = None
 
@@ -108,7 +110,7 @@ def _enter_properties(names: str, rule: str, **facts: Any) -> None:
 # questions ------------------------------------------------------------------------------------------------------------
 _enter("size dim ndimension numel nelement is_floating_point is_complex is_tensor get_device element_size", "form")
 _enter("new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like", "form")
-_enter("rand_like randn_like __len__ __hash__ is_nonzero_static", "form")
+_enter("rand_like randn_like __len__ __hash__", "form")
 _enter_properties("shape ndim dtype device layout is_cuda is_cpu is_meta is_mps is_sparse is_nested", "form")
 _enter_properties("is_quantized requires_grad itemsize", "form")
 _enter("__bool__ all any eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite", "values")
@@ -160,9 +162,7 @@ _enter("masked_select tril triu diag_embed trace diff fold im2col col2im block_d
 _enter(
     "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle", "gradient", moves=True
 )
-_enter(
-    "fft_none _pack_padded_sequence _pad_packed_sequence max_unpool1d max_unpool2d max_unpool3d affine_grid", "gradient"
-)
+_enter("_pack_padded_sequence _pad_packed_sequence max_unpool1d max_unpool2d max_unpool3d affine_grid", "gradient")
 _enter("relu", "gradient", keeps_sign=True)
 _enter("norm vector_norm", "gradient", keeps_sign=True, gate=1)  # of degree one: the gradient conserves
 _TABLE[F.unfold] = Operation("unfold", "gradient", keeps_sign=True)  # copies patches, unlike Tensor.unfold
@@ -180,9 +180,10 @@ _enter("scaled_dot_product_attention", "product", roles="//*/")
 _enter("grid_sample grid_sampler", "product", roles="*/")
 
 # activations ------------------------------------------------------------------------------------------------------------
-_enter("relu6", "secant", keeps_sign=True)
+_enter("relu6", "secant", keeps_sign=True, bounded=True)
+_enter("tanh softsign", "secant", bounded=True)
 _enter(
-    "leaky_relu elu selu celu silu mish gelu tanh hardswish softsign softshrink hardshrink tanhshrink prelu",
+    "leaky_relu elu selu celu silu mish gelu hardswish softshrink hardshrink tanhshrink prelu",
     "secant",
 )
 _enter("abs absolute __abs__ square", "secant", keeps_sign=True)
@@ -235,7 +236,8 @@ def find(function: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | Non
         return _power(known, [*args, *(kwargs or {}).values()])
     if known.name in _LIMITS:
         low, high = _limits(known.name, args, kwargs or {})
-        return replace(known, zero=low <= 0 <= high, keeps_sign=low >= 0)
+        bounded = math.isfinite(low) and math.isfinite(high)
+        return replace(known, zero=low <= 0 <= high, keeps_sign=low >= 0, bounded=bounded)
     return known
 
 
@@ -317,8 +319,8 @@ def writes(function: Any) -> bool:
     return function in _IN_PLACE or (known := _TABLE.get(function)) is not None and known.rule == "assignment"
 
 
-BOUNDED = {"tanh", "softsign"}
-"""Between -1 and 1: with a number added they are spelled-out gates, as in the tanh form of GELU."""
+TAKE_A_FORM = {"expand_as", "view_as", "reshape_as", "type_as", "to", "__getitem__"}
+"""A constant that takes the form of a tensor stays one."""
 
 
 def opened(function: Any) -> Callable[..., Any] | None:
@@ -354,7 +356,6 @@ _ARGUMENTS = {
     **{f"conv_transpose{d}d": _TRANSPOSED for d in (1, 2, 3)},
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     "dropout": ("input", "p", "training", "inplace"),
-    "division": ("input", "other"),
     "embedding": ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
 }
 
