@@ -96,16 +96,26 @@ class Pending:
     depth: int  # its place among the layers, in the order in which they are first called
     functions: tuple[str, ...]
     outputs: list[str]  # paths of the modules whose output it is
-    versions: list[int] = field(init=False)  # of the sources, when it was called
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.versions = [_version(t) for t in self.sources]
+        self.watch = Watch(self.sources, [_version(t) for t in self.sources], self.path, self.functions[0])
 
-    def check_sources(self) -> None:
-        """Nobody may have changed the weights since the call."""
+
+@dataclass(frozen=True)
+class Watch:
+    """The weights of a call, as they were then. It outlives the call, and so holds no activation."""
+
+    sources: list[Tensor]
+    versions: list[int]
+    path: str
+    function: str
+
+    def check(self) -> None:
+        """Nobody may have changed the weights since."""
         if [_version(t) for t in self.sources] != self.versions:
             raise UnhandledOperation(
-                f"LRP cannot follow module {self.path!r}: a weight of its {self.functions[0]} was changed in place afterwards"
+                f"LRP cannot follow module {self.path!r}: a weight of its {self.function} was changed in place afterwards"
             )
 
 
@@ -113,15 +123,15 @@ class _Propagate(torch.autograd.Function):
     """One call of a layer under its rule: on the way back, c_y to c_x; or R_x to the twin, for the rules that give R."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, twin: Tensor | None, propagation: Propagation, pending: Pending) -> Tensor:
-        ctx.pull, ctx.to_twin, ctx.pending = propagation.pull, twin is not None, pending
+    def forward(ctx: Any, x: Tensor, twin: Tensor | None, propagation: Propagation, watch: Watch) -> Tensor:
+        ctx.pull, ctx.to_twin, ctx.watch = propagation.pull, twin is not None, watch
         return propagation.output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        ctx.pending.check_sources()
+        ctx.watch.check()
         pulled = ctx.pull(gradients[0])
-        ctx.pull = ctx.pending = None  # frees what the rule remembered as soon as it is used
+        ctx.pull = None  # frees what the rule remembered as soon as it is used
         return (None, pulled, None, None) if ctx.to_twin else (pulled, None, None, None)
 
 
@@ -524,7 +534,7 @@ class Engine(TorchFunctionMode):
 
     def _run(self, pending: Pending, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Run a layer under its rule, the activation that follows folded in."""
-        pending.check_sources()
+        pending.watch.check()
         layer, x = pending.layer, pending.x
         info = self.traced[x]
         rule = self.composite.rule(layer.kind, pending.path, info.raw, pending.depth, self.layers)
@@ -544,7 +554,7 @@ class Engine(TorchFunctionMode):
             x = self.recorder.input(x, row)
             twin = twin if twin is None else self.recorder.input(twin, row, is_relevance=True)
         with torch.inference_mode(False), torch.enable_grad():
-            y = _Propagate.apply(x, twin, propagation, pending)
+            y = _Propagate.apply(x, twin, propagation, pending.watch)
         # a layer that mixes attention weights makes attention weights; one that reads other gates has features for signals
         self.traced[y] = Traced(nonnegative=activation is torch.relu_, gate=2 if info.gate == 2 else 0)
         if self.recorder and row:
