@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arguments import check_finite, check_generator, check_positive, kind
 from .removal import Removal, baseline, blur
 
 __all__ = [
@@ -149,7 +150,7 @@ def pixel_flipping(
     _check_count("steps", steps, patches, "the number of patches")
     if order not in ("descending", "ascending", "random"):
         raise ValueError(f'order must be "descending", "ascending" or "random", got {order!r}')
-    _check_generator(generator)
+    check_generator(generator)
     if order == "random":
         sequence = _shuffled(len(inputs), patches, generator).to(inputs.device)
     else:
@@ -430,7 +431,7 @@ def randomisation_check(
         raise TypeError(f"model must be an nn.Module, whose layers can be randomised, got {type(model).__name__}")
     _check_images(model, inputs, target)
     _check_explainer(explainer)
-    _check_generator(generator)
+    check_generator(generator)
     names = _layer_names(model, layers)
 
     twin = copy.deepcopy(model)
@@ -584,9 +585,9 @@ def sensitivity(
     """
     _check_images(model, inputs, target)
     _check_explainer(explainer)
-    _check_positive("radius", radius)
+    check_positive("radius", radius)
     _check_count("samples", samples, None, "")
-    _check_generator(generator)
+    check_generator(generator)
     _check_score(model, inputs, target)
 
     before = _wide(_explain(explainer, model, inputs, target)).flatten(1)
@@ -674,7 +675,7 @@ def _outputs(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         )
     if outputs.dim() == 0 or len(outputs) != len(inputs):
         raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
-    _check_finite("the model's outputs", outputs)
+    check_finite("the model's outputs", outputs)
     if isinstance(target, (int, Tensor)):
         if outputs.dim() != 2:
             raise ValueError(
@@ -698,10 +699,8 @@ def _check_score(model: nn.Module, inputs: Tensor, target: Target) -> None:
 def _ask(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
     scores = target(outputs)
     if not (isinstance(scores, Tensor) and scores.shape == outputs.shape[:1] and scores.is_floating_point()):
-        raise ValueError(
-            f"target must give one float score for each item, shape {(len(outputs),)}, got {_kind(scores)}"
-        )
-    _check_finite("the score", scores)
+        raise ValueError(f"target must give one float score for each item, shape {(len(outputs),)}, got {kind(scores)}")
+    check_finite("the score", scores)
     return scores
 
 
@@ -726,14 +725,14 @@ def _check_images(model: nn.Module, inputs: Tensor, target: Target) -> None:
                 "call model.eval() first"
             )
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        raise TypeError(f"inputs must be a tensor of a float dtype, got {_kind(inputs)}")
+        raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
     if inputs.dim() != 4 or 0 in inputs.shape:
         raise ValueError(f"inputs must be images of shape (N, C, H, W), not empty, got {tuple(inputs.shape)}")
-    _check_finite("inputs", inputs)
+    check_finite("inputs", inputs)
     if isinstance(target, Tensor):
         if target.dtype != torch.long or target.shape not in ((len(inputs),), ()):
             raise ValueError(
-                f"target must be a LongTensor of shape {(len(inputs),)}, one index for each item, got {_kind(target)}"
+                f"target must be a LongTensor of shape {(len(inputs),)}, one index for each item, got {kind(target)}"
             )
     elif isinstance(target, bool) or not (isinstance(target, int) or callable(target)):
         raise TypeError(
@@ -756,18 +755,6 @@ def _check_count(name: str, value: int, most: int | None, most_is: str, *, least
         raise ValueError(f"{name} must be {limit}, got {value}")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-
-
-def _check_generator(generator: torch.Generator | None) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
-
-
 def _check_explainer(explainer: Explainer) -> None:
     if not callable(explainer):
         raise TypeError(f"explainer must be a function of model, inputs and target, got {type(explainer).__name__}")
@@ -775,35 +762,35 @@ def _check_explainer(explainer: Explainer) -> None:
 
 def _check_relevance(name: str, relevance: Tensor | None, inputs: Tensor) -> None:
     if not isinstance(relevance, Tensor) or not relevance.is_floating_point():
-        raise TypeError(f"{name} must be a tensor of a float dtype, got {_kind(relevance)}")
+        raise TypeError(f"{name} must be a tensor of a float dtype, got {kind(relevance)}")
     if relevance.shape != inputs.shape:
         raise ValueError(
             f"{name} must have the shape of the inputs, {tuple(inputs.shape)}, got {tuple(relevance.shape)}"
         )
     if relevance.device != inputs.device:
         raise ValueError(f"{name} must be on the device of the inputs, {inputs.device}, got {relevance.device}")
-    _check_finite(name, relevance)
+    check_finite(name, relevance)
 
 
 def _check_same(what: str, result: Tensor, inputs: Tensor) -> None:
     if not isinstance(result, Tensor) or result.shape != inputs.shape or result.dtype != inputs.dtype:
-        raise ValueError(f"{what} a tensor like the inputs, {_kind(inputs)}, got {_kind(result)}")
-    _check_finite(f"what {what.split()[0]} returns", result)
+        raise ValueError(f"{what} a tensor like the inputs, {kind(inputs)}, got {kind(result)}")
+    check_finite(f"what {what.split()[0]} returns", result)
 
 
 def _check_maps(relevance: Tensor) -> None:
     if not isinstance(relevance, Tensor) or not relevance.is_floating_point():
-        raise TypeError(f"relevance must be a tensor of a float dtype, got {_kind(relevance)}")
+        raise TypeError(f"relevance must be a tensor of a float dtype, got {kind(relevance)}")
     if relevance.dim() != 4 or 0 in relevance.shape:
         raise ValueError(f"relevance must have shape (N, C, H, W), not empty, got {tuple(relevance.shape)}")
-    _check_finite("relevance", relevance)
+    check_finite("relevance", relevance)
 
 
 def _check_mask(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Check both and give the relevance of each pixel and the mask, (N, H W) each."""
     _check_maps(relevance)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a BoolTensor, got {_kind(mask)}")
+        raise TypeError(f"mask must be a BoolTensor, got {kind(mask)}")
     expected = (len(relevance), 1, *relevance.shape[2:])
     if mask.shape != expected:
         raise ValueError(f"mask must have shape {expected}, one for each item, got {tuple(mask.shape)}")
@@ -815,13 +802,3 @@ def _check_mask(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"mask must be True at least once in each item; it is empty in item {', '.join(map(str, empty))}"
         )
     return _map(relevance).flatten(1), mask.flatten(1)
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{name} must be finite: {bad} of {values.numel()} values are NaN or infinite")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import check_finite, check_generator, check_positive, kind
+
 __all__ = ["Removal", "baseline", "blur", "mean", "noise", "noisy_linear"]
 
 Removal = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +38,7 @@ def baseline(value: float | Tensor = 0.0) -> Removal:
     filling = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
     if not filling.is_floating_point():
         raise TypeError(f"value must be a number or a tensor of a float dtype, got {filling.dtype}")
-    _check_finite("value", filling)
+    check_finite("value", filling)
 
     def fill(inputs: Tensor, removed: Tensor) -> Tensor:
         _check_broadcast("value", filling, inputs)
@@ -61,7 +63,7 @@ def blur(sigma: float) -> Removal:
 
     The whole image is blurred, so that what is removed still shines through at low frequencies.
     """
-    _check_positive("sigma", sigma)
+    check_positive("sigma", sigma)
 
     def fill(inputs: Tensor, removed: Tensor) -> Tensor:
         rows, columns = (_blur_matrix(size, sigma).to(inputs) for size in inputs.shape[2:])
@@ -76,8 +78,8 @@ def noise(std: float, *, generator: torch.Generator | None = None) -> Removal:
     std        standard deviation, in the units of the inputs; above 0
     generator  where the noise comes from; None is torch's global one
     """
-    _check_positive("std", std)
-    _check_generator(generator)
+    check_positive("std", std)
+    check_generator(generator)
 
     def fill(inputs: Tensor, removed: Tensor) -> Tensor:
         return std * _normal(inputs, generator)
@@ -100,8 +102,8 @@ def noisy_linear(std: float = 0.01, *, generator: torch.Generator | None = None)
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022.
     """
     if std != 0:
-        _check_positive("std", std)
-    _check_generator(generator)
+        check_positive("std", std)
+    check_generator(generator)
 
     def fill(inputs: Tensor, removed: Tensor) -> Tensor:
         removed = removed.expand_as(inputs)
@@ -120,15 +122,15 @@ def _removal(fill: Callable[[Tensor, Tensor], Tensor], *, images: bool = False) 
 
     def remove(inputs: Tensor, removed: Tensor) -> Tensor:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise TypeError(f"inputs must be a tensor of a float dtype, got {_kind(inputs)}")
+            raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
         if images and inputs.dim() != 4:
             raise ValueError(f"inputs must be images of shape (N, C, H, W), got {tuple(inputs.shape)}")
         if not isinstance(removed, Tensor) or removed.dtype != torch.bool:
-            raise TypeError(f"removed must be a BoolTensor, got {_kind(removed)}")
+            raise TypeError(f"removed must be a BoolTensor, got {kind(removed)}")
         if removed.device != inputs.device:
             raise ValueError(f"removed must be on the device of the inputs, {inputs.device}, got {removed.device}")
         _check_broadcast("removed", removed, inputs)
-        _check_finite("inputs", inputs)
+        check_finite("inputs", inputs)
         return torch.where(removed, fill(inputs, removed), inputs)
 
     return remove
@@ -185,18 +187,6 @@ def _normal(inputs: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(inputs.shape, generator=generator, device=device).to(inputs)
 
 
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-
-
-def _check_generator(generator: torch.Generator | None) -> None:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
-
-
 def _check_broadcast(name: str, tensor: Tensor, inputs: Tensor) -> None:
     try:
         fits = torch.broadcast_shapes(tensor.shape, inputs.shape) == inputs.shape
@@ -204,13 +194,3 @@ def _check_broadcast(name: str, tensor: Tensor, inputs: Tensor) -> None:
         fits = False
     if not fits:
         raise ValueError(f"{name} must broadcast to the inputs, {tuple(inputs.shape)}, got {tuple(tensor.shape)}")
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{name} must be finite: {bad} of {values.numel()} values are NaN or infinite")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

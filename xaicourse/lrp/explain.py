@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_finite, kind
 from .composites import COMPOSITES, Composite, named
 from .engine import Engine, UnhandledOperation
 from .ledger import Ledger, Recorder
@@ -166,7 +167,7 @@ def _explain(
                 raise ValueError(f"target must give one score for each item, shape {(len(inputs),)}, got {got}")
             if score.grad_fn is None:
                 raise ValueError("target: the score does not depend on the inputs")
-            _check_finite("the score", score)
+            check_finite("the score", score)
             begins = [_begin(outputs, score, start, callable(target))]
         engine.fill_placeholders()
         ends = (x, twin) if x.is_floating_point() else (twin,)
@@ -184,7 +185,7 @@ def _explain(
             result += x * c_x[0]
         if r_twin is not None:
             result += r_twin
-        _check_finite("the relevance", result)
+        check_finite("the relevance", result)
         begun = sum((at * c).sum(dtype=torch.float64).item() for at, c in begins) if recorder else 0.0
         arrived = result.sum(dtype=torch.float64).item() if recorder else 0.0
         return outputs.detach(), result, begun, arrived, engine.saw_autocast
@@ -252,7 +253,7 @@ def _begin(outputs: Tensor, score: Tensor, start: Tensor | None, is_function: bo
     if start.shape != at.shape:
         shapes = f"{tuple(score.shape)}" + ("" if is_function else f" or {tuple(outputs.shape)}")
         raise ValueError(f"start must have shape {shapes}, got {tuple(start.shape)}")
-    _check_finite("start", start)
+    check_finite("start", start)
     start = start.detach().to(at)
     if bool(((at == 0) & (start != 0)).any()):
         raise ValueError("start must be 0 where the output is exactly 0: no input is responsible for it")
@@ -270,7 +271,7 @@ def _begin_at_modules(engine: Engine, start: Mapping[str, Any]) -> list[tuple[Te
         at = engine.outputs[path]
         relevance = given(at.detach()) if callable(given) else given
         if not isinstance(relevance, Tensor) or relevance.shape != at.shape:
-            raise ValueError(f"start[{path!r}] must have shape {tuple(at.shape)}, got {_kind(relevance)}")
+            raise ValueError(f"start[{path!r}] must have shape {tuple(at.shape)}, got {kind(relevance)}")
         begins.append(_begin(at, at, relevance, False))
     return begins
 
@@ -290,10 +291,10 @@ def _check_start(start: object, target: object, model: object) -> None:
                 )
             if not (callable(given) or (isinstance(given, Tensor) and given.is_floating_point())):
                 raise TypeError(
-                    f"start[{path!r}] must be a float tensor or a function of the activation, got {_kind(given)}"
+                    f"start[{path!r}] must be a float tensor or a function of the activation, got {kind(given)}"
                 )
     elif start is not None and not (isinstance(start, Tensor) and start.is_floating_point()):
-        raise TypeError(f"start must be None, a float tensor, or map modules to such, got {_kind(start)}")
+        raise TypeError(f"start must be None, a float tensor, or map modules to such, got {kind(start)}")
     if target is None and not isinstance(start, Mapping):
         raise TypeError(
             "target must be an int, a LongTensor or a function of the outputs, got None; it may be None where start maps "
@@ -330,7 +331,7 @@ def _check_inputs(inputs: Tensor) -> None:
         )
     if inputs.dim() < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, …) with at least one item, got {tuple(inputs.shape)}")
-    _check_finite("inputs", inputs)
+    check_finite("inputs", inputs)
 
 
 def _check_target(target: Target | None, items: int) -> Target | None:
@@ -339,7 +340,7 @@ def _check_target(target: Target | None, items: int) -> Target | None:
     if isinstance(target, Tensor):
         if target.dtype != torch.long or target.shape not in ((items,), ()):
             raise ValueError(
-                f"target must be a LongTensor of shape {(items,)}, one index for each item, got {_kind(target)}"
+                f"target must be a LongTensor of shape {(items,)}, one index for each item, got {kind(target)}"
             )
         return target
     if isinstance(target, bool) or not hasattr(target, "__index__"):
@@ -356,7 +357,7 @@ def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target | None) -> No
         )
     if outputs.dim() == 0 or len(outputs) != len(inputs):
         raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
-    _check_finite("the model's outputs", outputs)
+    check_finite("the model's outputs", outputs)
     if target is None or callable(target):
         return
     if outputs.dim() != 2:
@@ -398,13 +399,3 @@ def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         except RuntimeError:  # the model works in place, or its weights are frozen, in a way that autograd forbids
             with torch.no_grad():
                 return model(inputs.detach().clone())
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{name} must be finite: {bad} of {values.numel()} values are NaN or infinite")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
