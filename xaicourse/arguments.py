@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["check_finite", "check_generator", "check_positive", "kind"]
+__all__ = ["check_count", "check_finite", "check_generator", "check_layer", "check_positive", "kind"]
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -23,6 +24,32 @@ def check_positive(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
+
+
+def check_count(name: str, value: int, *, least: int = 1, most: int | None = None, most_is: str = "") -> None:
+    """TypeError if it is no int, ValueError if it is not from ``least`` to ``most``, which ``most_is`` explains."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"from {least} to {most}, {most_is}"
+        raise ValueError(f"{name} must be {limit}, got {value}")
+
+
+def check_layer(name: str, model: object, path: str) -> nn.Module:
+    """The module of that path; TypeError if the model has none, ValueError with the nearest names if there is no such path."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module for {name} to name a part of it, got {type(model).__name__}")
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be the path of a module, a string, got {type(path).__name__}")
+    modules = dict(model.named_modules())
+    if not path or path not in modules:
+        known = [known for known in modules if known]
+        near = difflib.get_close_matches(path, known, n=5, cutoff=0.4) or known[:5]
+        raise ValueError(
+            f"{name} must be the path of a module of the model, got {path!r}; there are {len(known)}, such as "
+            f"{', '.join(map(repr, near))}"
+        )
+    return modules[path]
 
 
 def check_generator(generator: torch.Generator | None) -> None:

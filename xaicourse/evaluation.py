@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arguments import check_finite, check_generator, check_positive, kind
+from .arguments import check_count, check_finite, check_generator, check_positive, kind
 from .removal import Removal, baseline, blur
+from .scores import Target, check_inputs, check_model, check_score, check_target, vary, wide
 
 __all__ = [
     "Curve",
@@ -48,7 +49,6 @@ __all__ = [
     "sensitivity",
 ]
 
-Target = int | Tensor | Callable[[Tensor], Tensor]
 Explainer = Callable[[nn.Module, Tensor, Target], Tensor]
 Order = Literal["descending", "ascending", "random"]
 
@@ -144,10 +144,10 @@ def pixel_flipping(
 
     Bach et al. 2015, PLoS ONE 10(7); Samek et al. 2017, IEEE TNNLS 28(11). The score depends on ``removal`` too: use several.
     """
-    _check_images(model, inputs, target)
+    target = _check_images(model, inputs, target)
     _check_removing(inputs, removal, patch, chunk)
     patches = math.prod(_grid(inputs, patch))
-    _check_count("steps", steps, patches, "the number of patches")
+    check_count("steps", steps, most=patches, most_is="the number of patches")
     if order not in ("descending", "ascending", "random"):
         raise ValueError(f'order must be "descending", "ascending" or "random", got {order!r}')
     check_generator(generator)
@@ -227,7 +227,7 @@ def random_bounds(
     A descending curve that is no lower than this, or an ascending one that is no higher, says that the relevance does not know
     the patches that matter.
     """
-    _check_count("orders", orders, None, "", least=2)
+    check_count("orders", orders, least=2)
     curves = [
         pixel_flipping(
             model, inputs, target, None,
@@ -260,11 +260,11 @@ def oracle_bound(
     Where the effects of patches add up (a linear model, a removal that looks at no neighbours), no order has a lower
     (higher) curve at any point. Elsewhere the first step is the best there is, but a greedy order need not stay the best.
     """
-    _check_images(model, inputs, target)
+    target = _check_images(model, inputs, target)
     _check_removing(inputs, removal, patch, chunk)
     patches = math.prod(_grid(inputs, patch))
     steps = patches if steps is None else steps
-    _check_count("steps", steps, patches, "the number of patches")
+    check_count("steps", steps, most=patches, most_is="the number of patches")
     if order not in ("descending", "ascending"):
         raise ValueError(f'order must be "descending" or "ascending", got {order!r}')
 
@@ -331,22 +331,15 @@ def _scores(
 
     ``removed(variant, item)`` gives the pixels (n, 1, H, W) gone from n pairs; pairs of all variants share a chunk.
     """
-    items, parts = len(inputs), []
-    with torch.no_grad():
-        for pair in torch.arange(variants * items, device=inputs.device).split(chunk):
-            variant, item = pair // items, pair % items
-            images = removal(inputs[item], removed(variant, item))
-            _check_same("removal must return", images, inputs[item])
-            outputs = _outputs(model, images, target)
-            if isinstance(target, int):
-                outputs = outputs[:, target]
-            elif isinstance(target, Tensor):
-                outputs = outputs.gather(1, target.to(outputs.device).expand(items)[item][:, None])[:, 0]
-            parts.append(outputs)
-        together = _wide(torch.cat(parts))
-        if not isinstance(target, (int, Tensor)):  # a function may know which item is which: it sees all of a variant
-            together = torch.cat([_ask(target, part) for part in together.split(items)])
-        return together.view(variants, items).T
+
+    def make(variant: Tensor, item: Tensor) -> Tensor:
+        images = removal(inputs[item], removed(variant, item))
+        _check_same("removal must return", images, inputs[item])
+        return images
+
+    items = len(inputs)
+    asked = vary(model, make, target, items=items, variants=variants, chunk=chunk, device=inputs.device)
+    return torch.cat([score for _, _, score in asked]).view(variants, items).T
 
 
 def _grid(inputs: Tensor, patch: int) -> tuple[int, int]:
@@ -429,13 +422,13 @@ def randomisation_check(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, whose layers can be randomised, got {type(model).__name__}")
-    _check_images(model, inputs, target)
+    target = _check_images(model, inputs, target)
     _check_explainer(explainer)
     check_generator(generator)
     names = _layer_names(model, layers)
 
     twin = copy.deepcopy(model)
-    _check_score(twin, inputs, target)
+    check_score(twin, inputs, target)
     before = _explain(explainer, twin, inputs, target).cpu().double().flatten(1)
     rows = []
     for name in names:
@@ -583,20 +576,20 @@ def sensitivity(
 
     Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
     """
-    _check_images(model, inputs, target)
+    target = _check_images(model, inputs, target)
     _check_explainer(explainer)
     check_positive("radius", radius)
-    _check_count("samples", samples, None, "")
+    check_count("samples", samples)
     check_generator(generator)
-    _check_score(model, inputs, target)
+    check_score(model, inputs, target)
 
-    before = _wide(_explain(explainer, model, inputs, target)).flatten(1)
+    before = wide(_explain(explainer, model, inputs, target)).flatten(1)
     length = _nonzero(before.norm(dim=1))
     device = generator.device if generator is not None else inputs.device
     moved = []
     for _ in range(samples):
         uniform = torch.rand(inputs.shape, generator=generator, dtype=inputs.dtype, device=device).to(inputs)
-        after = _wide(_explain(explainer, model, inputs + radius * (2 * uniform - 1), target)).flatten(1)
+        after = wide(_explain(explainer, model, inputs + radius * (2 * uniform - 1), target)).flatten(1)
         moved.append((after - before).norm(dim=1) / length)
     together = torch.stack(moved)
     return Sensitivity(together.mean(0), together.amax(0))
@@ -632,12 +625,7 @@ def noisiness(relevance: Tensor) -> Tensor:
 
 def _map(relevance: Tensor) -> Tensor:
     """Relevance of each pixel, (N, H, W): the sum over the channels, in at least float32."""
-    return _wide(relevance).sum(1)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least float32."""
-    return values.float() if torch.finfo(values.dtype).bits == 16 else values
+    return wide(relevance).sum(1)
 
 
 def _nonzero(values: Tensor) -> Tensor:
@@ -667,43 +655,6 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _outputs(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
-        )
-    if outputs.dim() == 0 or len(outputs) != len(inputs):
-        raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
-    check_finite("the model's outputs", outputs)
-    if isinstance(target, (int, Tensor)):
-        if outputs.dim() != 2:
-            raise ValueError(
-                f"target: an index needs outputs of shape (N, classes), got {tuple(outputs.shape)}; "
-                "give a function of the outputs"
-            )
-        low, high = (int(target.min()), int(target.max())) if isinstance(target, Tensor) else (target, target)
-        if low < 0 or high >= outputs.shape[1]:
-            raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
-    return outputs
-
-
-def _check_score(model: nn.Module, inputs: Tensor, target: Target) -> None:
-    """Run the model once, to see whether the target fits its outputs."""
-    with torch.no_grad():
-        outputs = _outputs(model, inputs, target)
-        if not isinstance(target, (int, Tensor)):
-            _ask(target, outputs)
-
-
-def _ask(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
-    scores = target(outputs)
-    if not (isinstance(scores, Tensor) and scores.shape == outputs.shape[:1] and scores.is_floating_point()):
-        raise ValueError(f"target must give one float score for each item, shape {(len(outputs),)}, got {kind(scores)}")
-    check_finite("the score", scores)
-    return scores
-
-
 def _explain(explainer: Explainer, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
     relevance = explainer(model, inputs.detach().clone(), target)
     _check_same("explainer must return", relevance, inputs)
@@ -715,44 +666,17 @@ def _explain(explainer: Explainer, model: nn.Module, inputs: Tensor, target: Tar
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _check_images(model: nn.Module, inputs: Tensor, target: Target) -> None:
-    if not callable(model):
-        raise TypeError(f"model must be an nn.Module or a function of tensors, got {type(model).__name__}")
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-        if module.training:
-            raise ValueError(
-                f"model must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
-                "call model.eval() first"
-            )
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
-    if inputs.dim() != 4 or 0 in inputs.shape:
-        raise ValueError(f"inputs must be images of shape (N, C, H, W), not empty, got {tuple(inputs.shape)}")
-    check_finite("inputs", inputs)
-    if isinstance(target, Tensor):
-        if target.dtype != torch.long or target.shape not in ((len(inputs),), ()):
-            raise ValueError(
-                f"target must be a LongTensor of shape {(len(inputs),)}, one index for each item, got {kind(target)}"
-            )
-    elif isinstance(target, bool) or not (isinstance(target, int) or callable(target)):
-        raise TypeError(
-            f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
-        )
+def _check_images(model: nn.Module, inputs: Tensor, target: Target) -> Target:
+    check_model(model)
+    check_inputs(inputs, images=True)
+    return check_target(target, len(inputs))
 
 
 def _check_removing(inputs: Tensor, removal: Removal, patch: int, chunk: int) -> None:
     if not callable(removal):
         raise TypeError(f"removal must be a function of inputs and removed places, got {type(removal).__name__}")
-    _check_count("patch", patch, max(inputs.shape[2:]), "the longer side of the images")
-    _check_count("chunk", chunk, None, "")
-
-
-def _check_count(name: str, value: int, most: int | None, most_is: str, *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}, {most_is}"
-        raise ValueError(f"{name} must be {limit}, got {value}")
+    check_count("patch", patch, most=max(inputs.shape[2:]), most_is="the longer side of the images")
+    check_count("chunk", chunk)
 
 
 def _check_explainer(explainer: Explainer) -> None:

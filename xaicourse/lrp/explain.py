@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_finite, kind
+from ..scores import Target, check_model, check_outputs, check_target, laid_out, pick, unchanged
 from .composites import COMPOSITES, Composite, named
 from .engine import Engine, UnhandledOperation
 from .ledger import Ledger, Recorder
 
-Target = int | Tensor | Callable[[Tensor], Tensor]
 Start = Tensor | Mapping[str, Tensor | Callable[[Tensor], Tensor]]
 
 
@@ -130,14 +128,14 @@ def _explain(
     _check_model(model)
     _check_inputs(inputs)
     _check_start(start, target, model)
-    target = _check_target(target, len(inputs))
+    target = None if target is None else check_target(target, len(inputs))
     if isinstance(model, nn.Module):
         rules.check_names([path for path, _ in model.named_modules()])
 
     device = inputs.device.type
     coarse = torch.is_autocast_enabled(device)
     with (
-        _buffers_restored(model),
+        unchanged(model),
         torch.autocast(device, enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -151,7 +149,7 @@ def _explain(
         with engine.running():
             outputs = model(entrance)
         outputs = engine.value(outputs)
-        _check_outputs(outputs, inputs, target)
+        check_outputs(outputs, len(inputs), target)
         if isinstance(start, Mapping):
             begins = _begin_at_modules(engine, start)
         else:
@@ -161,7 +159,7 @@ def _explain(
                     score = target(outputs)
                 score = engine.value(score)
             else:
-                score = _pick(outputs, target)
+                score = pick(outputs, target)
             if not (isinstance(score, Tensor) and score.shape == inputs.shape[:1]):
                 got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
                 raise ValueError(f"target must give one score for each item, shape {(len(inputs),)}, got {got}")
@@ -194,7 +192,7 @@ def _explain(
 def _leaves(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The input and its twin; words have a twin in the dtype of the model's weights."""
     if inputs.is_floating_point():
-        x = _copy(inputs).requires_grad_()
+        x = laid_out(inputs.detach().clone()).requires_grad_()
         return x, torch.ones_like(x).requires_grad_()
     weights = model.parameters() if isinstance(model, nn.Module) else iter(())
     dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.get_default_dtype())
@@ -207,40 +205,6 @@ def _count_layers(model: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
     with engine.running():
         model(entrance)
     return len(engine.depths)
-
-
-@contextmanager
-def _buffers_restored(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """A model that counts its calls, or keeps the last batch, is as it was afterwards."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    owned: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for m in modules:
-        owned += [(m._buffers, dict(m._buffers)), (m._parameters, dict(m._parameters))]
-    buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
-    before = [(b, b.detach().clone()) for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for held, tensors in owned:  # also what a forward pass assigned anew
-                if held.keys() != tensors.keys() or any(held[name] is not t for name, t in tensors.items()):
-                    held.clear()
-                    held.update(tensors)
-            for b, values in before:
-                if not torch.equal(b, values):
-                    b.copy_(values)
-
-
-def _copy(inputs: Tensor) -> Tensor:
-    """Images on a CPU with their channels last in memory: convolutions are twice as fast, the values are the same."""
-    if inputs.dim() == 4 and inputs.device.type == "cpu":
-        return inputs.detach().clone(memory_format=torch.channels_last)
-    return inputs.detach().clone()
-
-
-def _pick(outputs: Tensor, target: int | Tensor) -> Tensor:
-    index = torch.as_tensor(target, device=outputs.device).expand(len(outputs))
-    return outputs.gather(1, index[:, None])[:, 0]
 
 
 def _begin(outputs: Tensor, score: Tensor, start: Tensor | None, is_function: bool) -> tuple[Tensor, Tensor]:
@@ -303,21 +267,13 @@ def _check_start(start: object, target: object, model: object) -> None:
 
 
 def _check_model(model: Callable[[Tensor], Tensor]) -> None:
-    if not callable(model):
-        raise TypeError(f"model must be an nn.Module or a function of tensors, got {type(model).__name__}")
-    if not isinstance(model, nn.Module):
-        return
-    for path, module in model.named_modules():
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise UnhandledOperation(
                 f"model: module {path!r} is compiled ({type(module).__name__}), so that LRP cannot see what it calls; "
                 "give the module that it was compiled from"
             )
-        if module.training:
-            raise ValueError(
-                f"model must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
-                "call model.eval() first"
-            )
+    check_model(model)
 
 
 def _check_inputs(inputs: Tensor) -> None:
@@ -332,41 +288,6 @@ def _check_inputs(inputs: Tensor) -> None:
     if inputs.dim() < 2 or len(inputs) == 0:
         raise ValueError(f"inputs must have shape (N, …) with at least one item, got {tuple(inputs.shape)}")
     check_finite("inputs", inputs)
-
-
-def _check_target(target: Target | None, items: int) -> Target | None:
-    if target is None or callable(target):
-        return target
-    if isinstance(target, Tensor):
-        if target.dtype != torch.long or target.shape not in ((items,), ()):
-            raise ValueError(
-                f"target must be a LongTensor of shape {(items,)}, one index for each item, got {kind(target)}"
-            )
-        return target
-    if isinstance(target, bool) or not hasattr(target, "__index__"):
-        raise TypeError(
-            f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
-        )
-    return operator.index(target)
-
-
-def _check_outputs(outputs: Tensor, inputs: Tensor, target: Target | None) -> None:
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
-        )
-    if outputs.dim() == 0 or len(outputs) != len(inputs):
-        raise ValueError(f"model must return one row for each of {len(inputs)} items, got shape {tuple(outputs.shape)}")
-    check_finite("the model's outputs", outputs)
-    if target is None or callable(target):
-        return
-    if outputs.dim() != 2:
-        raise ValueError(
-            f"target: an index needs outputs of shape (N, classes), got {tuple(outputs.shape)}; give a function of the outputs"
-        )
-    low, high = (int(target.min()), int(target.max())) if isinstance(target, Tensor) else (target, target)
-    if low < 0 or high >= outputs.shape[1]:
-        raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
 
 
 def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor, coarse: bool) -> None:
@@ -391,7 +312,7 @@ def _check_same_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor, outpu
 
 def _plain_outputs(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """What the model returns by itself; with gradients, since without them PyTorch may take a path that skips padded words."""
-    with _buffers_restored(model):
+    with unchanged(model):
         try:
             with torch.enable_grad():
                 x = inputs.detach().clone()

@@ -1,0 +1,258 @@
+"""The score that an explanation is about: what a model says of its inputs, and a target that picks one number per item (all
+lectures).
+
+Every attribution ``method(model, inputs, target)`` asks for it here, so that all of them take the same targets, refuse the same
+mistakes in the same words, and leave the model as it was.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_finite, kind
+
+__all__ = [
+    "Model",
+    "Target",
+    "ask",
+    "check_inputs",
+    "check_model",
+    "check_outputs",
+    "check_score",
+    "check_target",
+    "gradient",
+    "laid_out",
+    "of_items",
+    "pairs",
+    "pick",
+    "scores",
+    "unchanged",
+    "vary",
+    "wide",
+]
+
+Model = Callable[[Tensor], Tensor]
+Target = int | Tensor | Callable[[Tensor], Tensor]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Checks, before any work
+# ------------------------------------------------------------------------------------------------------------
+
+
+def check_model(model: Model) -> None:
+    """TypeError if it cannot be called, ValueError if a part of it is in training mode."""
+    if not callable(model):
+        raise TypeError(f"model must be an nn.Module or a function of tensors, got {type(model).__name__}")
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if module.training:
+            raise ValueError(
+                f"model must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
+                "call model.eval() first"
+            )
+
+
+def check_inputs(inputs: Tensor, *, images: bool = False) -> None:
+    """TypeError or ValueError unless it is a float tensor (N, …) with at least one item and no NaN.
+
+    images  whether it must have the shape (N, C, H, W)
+    """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
+    if images and (inputs.dim() != 4 or 0 in inputs.shape):
+        raise ValueError(f"inputs must be images of shape (N, C, H, W), not empty, got {tuple(inputs.shape)}")
+    if inputs.dim() < 2 or 0 in inputs.shape:
+        raise ValueError(f"inputs must have shape (N, …) with at least one item, not empty, got {tuple(inputs.shape)}")
+    check_finite("inputs", inputs)
+
+
+def check_target(target: Target, items: int) -> Target:
+    """Give the target back, an int as a plain int; TypeError or ValueError if it is none for so many items."""
+    if isinstance(target, Tensor):
+        if target.dtype != torch.long or target.shape not in ((items,), ()):
+            raise ValueError(
+                f"target must be a LongTensor of shape {(items,)}, one index for each item, got {kind(target)}"
+            )
+        return target
+    if callable(target):
+        return target
+    if isinstance(target, bool) or not hasattr(target, "__index__"):
+        raise TypeError(
+            f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
+        )
+    return operator.index(target)
+
+
+def check_outputs(outputs: Tensor, items: int, target: Target | None) -> None:
+    """TypeError or ValueError unless the model gave one finite row for each item, in which the target can be found."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
+        )
+    if outputs.dim() == 0 or len(outputs) != items:
+        raise ValueError(f"model must return one row for each of {items} items, got shape {tuple(outputs.shape)}")
+    check_finite("the model's outputs", outputs)
+    if target is None or not isinstance(target, (int, Tensor)):
+        return
+    if outputs.dim() != 2:
+        raise ValueError(
+            f"target: an index needs outputs of shape (N, classes), got {tuple(outputs.shape)}; give a function of the outputs"
+        )
+    low, high = (int(target.min()), int(target.max())) if isinstance(target, Tensor) else (target, target)
+    if low < 0 or high >= outputs.shape[1]:
+        raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
+
+
+def check_score(model: Model, inputs: Tensor, target: Target) -> None:
+    """Run the model once, to see whether the target fits its outputs."""
+    with torch.no_grad():
+        scores(model, inputs, target)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The score and its gradient
+# ------------------------------------------------------------------------------------------------------------
+
+
+def pick(outputs: Tensor, target: int | Tensor) -> Tensor:
+    """The score of each item, (N,), out of outputs (N, classes)."""
+    index = torch.as_tensor(target, device=outputs.device).expand(len(outputs))
+    return outputs.gather(1, index[:, None])[:, 0]
+
+
+def ask(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    """The score of each item, (N,), by a function of the outputs; ValueError if it gives anything else."""
+    found = target(outputs)
+    if not (isinstance(found, Tensor) and found.shape == outputs.shape[:1] and found.is_floating_point()):
+        raise ValueError(f"target must give one float score for each item, shape {(len(outputs),)}, got {kind(found)}")
+    check_finite("the score", found)
+    return found
+
+
+def scores(model: Model, inputs: Tensor, target: Target) -> Tensor:
+    """The score of each item, (N,): the model is run once on ``inputs`` (N, …).
+
+    TypeError or ValueError, naming the argument, if the outputs are not one finite row per item that the target fits.
+    """
+    outputs = model(laid_out(inputs))
+    check_outputs(outputs, len(inputs), target)
+    return pick(outputs, target) if isinstance(target, (int, Tensor)) else ask(target, outputs)
+
+
+def gradient(model: Model, inputs: Tensor, target: Target, *, items: int | None = None) -> tuple[Tensor, Tensor]:
+    """The score of each item, (N,), and its gradient, shaped like ``inputs``; neither carries a graph.
+
+    items  where ``inputs`` are several batches of so many items, one after the other, and the target is a function: it is
+           asked once for each batch
+
+    ValueError if no score depends on the inputs, or if a NaN or an infinity appears.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x = laid_out(inputs.detach().clone()).requires_grad_()
+        if items is None or isinstance(target, (int, Tensor)):
+            score = scores(model, x, target)
+        else:
+            outputs = model(x)
+            check_outputs(outputs, len(x), target)
+            score = torch.cat([ask(target, batch) for batch in outputs.split(items)])
+        found = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
+    if found is None:
+        raise ValueError(
+            "target: the score does not depend on the inputs; somewhere between them the graph is cut (detach, no_grad, "
+            "numpy, a rounding or an argmax)"
+        )
+    check_finite("the gradient", found)
+    return score.detach(), found
+
+
+def laid_out(inputs: Tensor) -> Tensor:
+    """Images on a CPU with their channels last in memory: convolutions are faster, the values are the same."""
+    if inputs.dim() == 4 and inputs.device.type == "cpu":
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Many variants of each item, in chunks
+# ------------------------------------------------------------------------------------------------------------
+
+
+def pairs(
+    items: int, variants: int, target: Target, chunk: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All pairs of a variant and an item, ``chunk`` at a time, as two LongTensors (n,): all items of variant 0 first.
+
+    A function as target may know which item is which and has to see all of them: then a chunk is made of whole variants, at
+    least one.
+    """
+    at_once = chunk if isinstance(target, (int, Tensor)) else max(1, chunk // items) * items
+    for pair in torch.arange(variants * items, device=device).split(at_once):
+        yield pair // items, pair % items
+
+
+def of_items(target: Target, item: Tensor) -> Target:
+    """The target of some of the items, by their indices (n,)."""
+    if not isinstance(target, Tensor) or target.dim() == 0:
+        return target
+    return target.to(item.device)[item]
+
+
+def vary(
+    model: Model,
+    make: Callable[[Tensor, Tensor], Tensor],
+    target: Target,
+    *,
+    items: int,
+    variants: int,
+    chunk: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The scores of every item in every variant, without gradients, chunk by chunk.
+
+    make  ``make(variant, item)`` gives the inputs (n, …) of n pairs
+
+    Yields (variant, item, score), each (n,). A chunk holds pairs of several variants.
+    """
+    for variant, item in pairs(items, variants, target, chunk, device):
+        with torch.no_grad():
+            outputs = model(laid_out(make(variant, item)))
+            wanted = of_items(target, item)
+            check_outputs(outputs, len(item), wanted)
+            if isinstance(wanted, (int, Tensor)):
+                found = pick(outputs, wanted)
+            else:
+                found = torch.cat([ask(wanted, batch) for batch in outputs.split(items)])
+        yield variant, item, wide(found)
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32, for sums of many values."""
+    return values.float() if torch.finfo(values.dtype).bits == 16 else values
+
+
+@contextmanager
+def unchanged(model: Model) -> Iterator[None]:
+    """A model that counts its calls, or keeps the last batch, is as it was afterwards, also after an error."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    owned: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for m in modules:
+        owned += [(m._buffers, dict(m._buffers)), (m._parameters, dict(m._parameters))]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+    before = [(b, b.detach().clone()) for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for held, tensors in owned:  # also what a forward pass assigned anew
+                if held.keys() != tensors.keys() or any(held[name] is not t for name, t in tensors.items()):
+                    held.clear()
+                    held.update(tensors)
+            for b, values in before:
+                if not torch.equal(b, values):
+                    b.copy_(values)
