@@ -31,6 +31,7 @@ DRAWINGS = {
     "grid": lambda alt: plotting.grid({"a": MAP, "b": -MAP}, PHOTOGRAPH, alt=alt),
     "photograph": lambda alt: plotting.photograph(PHOTOGRAPH, alt=alt),
     "network_graph": lambda alt: plotting.network_graph(NEURONS, MESSAGES, alt=alt),
+    "lines": lambda alt: plotting.lines({"a": [1.0, 2.0]}, xlabel="x", ylabel="y", alt=alt),
     "bars": lambda alt: plotting.bars(["a", "b"], [1.0, -2.0], [3.0, 4.0], alt=alt),
 }
 every_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
@@ -482,3 +483,52 @@ def test_a_number_is_written_with_its_sign_and_its_leading_digits(value, digits)
         text,
     )
     assert float(plain.replace("−", "-")) == pytest.approx(value, rel=0.5 * 10 ** (1 - digits), abs=0)
+
+
+def axes_of(picture: plotting.Picture):
+    return picture.figure.axes[0]
+
+
+def test_each_curve_stands_over_its_own_x_with_its_name_and_its_interval():
+    picture = plotting.lines(
+        {"a": [1.0, 4.0, 9.0], "b": ([0.0, 10.0], torch.tensor([-1.0, 1.0]))},
+        x=[1, 2, 3], bands={"a": [0.5, 1.0, 2.0]}, xlabel="steps", ylabel="error", title="a title", alt="Two curves.",
+    )  # fmt: skip
+    a, b = (line for line in axes_of(picture).lines if not line.get_label().startswith("_"))
+    assert (a.get_label(), b.get_label()) == ("a", "b")
+    np.testing.assert_array_equal(a.get_xydata(), [[1, 1], [2, 4], [3, 9]])
+    np.testing.assert_array_equal(b.get_xydata(), [[0, -1], [10, 1]])
+    (band,) = axes_of(picture).collections
+    assert {tuple(p) for p in band.get_paths()[0].vertices} >= {(1.0, 0.5), (1.0, 1.5), (3.0, 7.0), (3.0, 11.0)}
+    assert a.get_color() != b.get_color() and a.get_marker() != b.get_marker(), "told apart without colour, too"
+    assert {"steps", "error", "a title", "a", "b"} <= set(texts(picture).splitlines())
+
+
+def test_curves_on_logarithmic_axes_must_be_above_0():
+    picture = plotting.lines(
+        {"a": [1.0, 100.0]}, x=[1, 10], logx=True, logy=True, xlabel="x", ylabel="y", alt="A line."
+    )
+    assert axes_of(picture).get_xscale() == axes_of(picture).get_yscale() == "log"
+    with pytest.raises(ValueError, match=r"curves\['a'\] must be above 0 on a logarithmic axis, got 0"):
+        plotting.lines({"a": [0.0, 1.0]}, logy=True, xlabel="x", ylabel="y", alt="A line.")
+    with pytest.raises(ValueError, match="x of .* must be above 0"):
+        plotting.lines({"a": [1.0, 1.0]}, logx=True, x=[-1, 1], xlabel="x", ylabel="y", alt="A line.")
+
+
+@pytest.mark.parametrize(
+    ("curves", "settings_", "message"),
+    [
+        ({}, {}, "curves must map 1 to 7 names to values, got 0"),
+        ({str(n): [1.0] for n in range(8)}, {}, "got 8"),
+        ([1.0], {}, "got list"),
+        ({"a": [1.0, 2.0]}, {"x": [1.0]}, "one value for each of 1 points, got 2"),
+        ({"a": [1.0, float("nan")]}, {}, "NaN"),
+        ({"a": [[1.0]]}, {}, "shape"),
+        ({"a": [1.0]}, {"bands": {"b": [1.0]}}, "bands must belong to curves, got .*'b'"),
+        ({"a": [1.0]}, {"bands": {"a": [-1.0]}}, "widths of at least 0"),
+        ({"a": [1.0]}, {"bands": {"a": [1.0, 2.0]}}, "must hold 1 widths"),
+    ],
+)
+def test_what_is_no_curve_is_refused(curves, settings_, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.lines(curves, xlabel="x", ylabel="y", alt="A line.", **settings_)

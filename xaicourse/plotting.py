@@ -34,12 +34,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["Picture", "bars", "grid", "heatmap", "network_graph", "overlay", "photograph"]
+__all__ = ["COLOURS", "Picture", "bars", "grid", "heatmap", "lines", "network_graph", "overlay", "photograph"]
 
 Array = NDArray[np.float64]
 
 WIDTH = 9.5  # inches: a notebook page
 _PIXELS_PER_INCH = 100  # on the page; a picture may hold more for a sharp projection
+
+COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of curves, in their order; told apart by colour-blind eyes (Okabe and Ito, Color Universal Design, 2008)."""
 
 _SIGNED = matplotlib.colormaps["RdBu_r"]  # told apart also by colour-blind eyes, and in gray by its white middle
 _POSITIVE, _NEGATIVE, _NEUTRAL = "#b2182b", "#2166ac", "#8c8c8c"
@@ -705,6 +708,99 @@ def bars(
     if title is not None:
         axes.set_title(_check_text("title", title), loc="left")
     return Picture(figure, alt, sharpness=2)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Curves
+# ------------------------------------------------------------------------------------------------------------
+
+
+@_house_style
+def lines(
+    curves: Mapping[str, Any],
+    *,
+    x: Sequence[float] | Tensor | Array | None = None,
+    bands: Mapping[str, Any] | None = None,
+    alt: str,
+    xlabel: str,
+    ylabel: str,
+    title: str | None = None,
+    logx: bool = False,
+    logy: bool = False,
+) -> Picture:
+    """Draw one curve per name over a common or its own x, with intervals around those that have one.
+
+    Parameters
+    ----------
+    curves
+        Name to values (n,) over the common x, or to a pair (x, values). Up to seven; curves of at most twelve points show
+        each of them.
+    x
+        Where the values stand, (n,); None counts them from 0.
+    bands
+        Name to half the width of an interval at each point, (n,); drawn as a shade.
+    xlabel, ylabel
+        What the axes show, with units.
+    logx, logy
+        Logarithmic axes, for values above 0.
+    alt, title
+        As in `heatmap`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are no curves or more than seven, lengths differ, a value is NaN or infinite or, on a logarithmic axis, not
+        above 0, a band belongs to no curve or is negative, alt is empty.
+    """
+    _check_alt(alt)
+    if not isinstance(curves, Mapping) or not 1 <= len(curves) <= len(COLOURS):
+        got = len(curves) if isinstance(curves, Mapping) else type(curves).__name__
+        raise ValueError(f"curves must map 1 to {len(COLOURS)} names to values, got {got}")
+    if strange := set(bands or {}) - set(curves):
+        raise ValueError(f"bands must belong to curves, got {sorted(strange)}; there are {list(curves)}")
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, given) in enumerate(curves.items()):
+        argument = f"curves[{name!r}]"
+        own, values = given if isinstance(given, tuple) else (x, given)
+        values = _check_curve(argument, values, logy)
+        at = np.arange(len(values), dtype=float) if own is None else _check_curve(f"x of {argument}", own, logx)
+        if len(at) != len(values):
+            raise ValueError(f"{argument} must have one value for each of {len(at)} points, got {len(values)}")
+        style: dict[str, Any] = {"color": COLOURS[number], "linestyle": ("-", "--", "-.", ":")[number // 2 % 4]}
+        few = len(values) <= 12
+        axes.plot(at, values, label=name, linewidth=1.8, marker="osD^vPX"[number] if few else "", markersize=5, **style)
+        if bands and name in bands:
+            width = _check_finite(f"bands[{name!r}]", bands[name])
+            if width.shape != values.shape or (width < 0).any():
+                raise ValueError(f"bands[{name!r}] must hold {len(values)} widths of at least 0")
+            low = values - width
+            low = np.maximum(low, values[values > 0].min() * 1e-3) if logy else low
+            axes.fill_between(at, low, values + width, color=COLOURS[number], alpha=0.18, linewidth=0)
+    if logx:
+        axes.set_xscale("log")
+    if logy:
+        axes.set_yscale("log")
+    elif axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
+        axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_xlabel(_check_text("xlabel", xlabel))
+    axes.set_ylabel(_check_text("ylabel", ylabel))
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if len(curves) > 1:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=10.5)
+    if title is not None:
+        axes.set_title(_check_text("title", title), loc="left")
+    return Picture(figure, alt, sharpness=2)
+
+
+def _check_curve(argument: str, values: Any, logarithmic: bool) -> Array:
+    found = _check_finite(argument, values)
+    if found.ndim != 1 or found.size == 0:
+        raise ValueError(f"{argument} must have shape (n,), not empty, got {found.shape}")
+    if logarithmic and (found <= 0).any():
+        raise ValueError(f"{argument} must be above 0 on a logarithmic axis, got {found.min():.4g}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------
