@@ -66,10 +66,13 @@ lint: $(stamp)
 table: $(stamp)
 	$(python) -m xaicourse.syllabus --write README.md
 
-# Resolved for the oldest Python that the course promises, so that a pin never asks for a newer one.
+# Resolved for the oldest Python that the course promises, so that a pin never asks for a newer one. For another Python
+# than its own, pip resolves wheels only: those that their authors publish as source alone are built first.
+source_only = grad-cam lime
 pins: $(stamp)
+	$(python) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir $(VENV)/wheels $(source_only)
 	$(python) -m pip install --dry-run --ignore-installed --quiet --report $(VENV)/pins.json --target $(VENV)/pins \
-	    --python-version 3.11.0 --only-binary :all: '.[test,instructor,cluster]'
+	    --python-version 3.11.0 --only-binary :all: -f $(VENV)/wheels '.[test,instructor,cluster]'
 	@{ echo "# What was tested together. Written by 'make pins'; held against pyproject.toml by tests/test_setup.py."; \
 	   $(python) -c "import json; \
 	       found = [each['metadata'] for each in json.load(open('$(VENV)/pins.json'))['install']]; \

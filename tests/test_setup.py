@@ -209,6 +209,7 @@ def test_make_refuses_an_older_python_and_says_what_to_do(make, tmp_path):
         ("bench", "-m benchmarks"),
         ("lint", "-m ruff check ."),
         ("table", "-m xaicourse.syllabus --write README.md"),
+        ("pins", "-m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir .venv/wheels grad-cam lime"),
     ],
 )
 def test_every_target_sets_up_by_itself_and_runs_in_that_environment(make, target, command):
