@@ -46,15 +46,15 @@ Target = int | Tensor | Callable[[Tensor], Tensor]
 # ------------------------------------------------------------------------------------------------------------
 
 
-def check_model(model: Model) -> None:
-    """TypeError if it cannot be called, ValueError if a part of it is in training mode."""
+def check_model(model: Model, name: str = "model") -> None:
+    """TypeError if it cannot be called, ValueError if a part of it is in training mode; ``name`` is what messages call it."""
     if not callable(model):
-        raise TypeError(f"model must be an nn.Module or a function of tensors, got {type(model).__name__}")
+        raise TypeError(f"{name} must be an nn.Module or a function of tensors, got {type(model).__name__}")
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if module.training:
             raise ValueError(
-                f"model must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
-                "call model.eval() first"
+                f"{name} must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
+                f"call {name}.eval() first"
             )
 
 
