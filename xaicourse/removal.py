@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +22,48 @@ from torch.nn import functional as F
 
 from .arguments import check_finite, check_generator, check_positive, kind
 
-__all__ = ["Removal", "baseline", "blur", "mean", "noise", "noisy_linear"]
+__all__ = ["Filling", "Removal", "baseline", "blur", "mean", "noise", "noisy_linear", "prepare"]
 
 Removal = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A removal whose filling does not depend on what is removed, so that it can be made once and used for many places.
+
+    fill  a function from inputs (N, …) to what stands in their place, of the same shape, dtype and device
+    """
+
+    fill: Callable[[Tensor], Tensor]
+
+    def __call__(self, inputs: Tensor, removed: Tensor) -> Tensor:
+        _check(inputs, removed)
+        return torch.where(removed, self.fill(inputs), inputs)
+
+
+def prepare(removal: Removal, inputs: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same removal for many places in the same inputs: ``remove(item, removed)``; a `Filling` is made only once.
+
+    ``item`` is a LongTensor (n,), an item of ``inputs`` may occur any number of times; ``removed`` broadcasts to (n, …).
+
+    TypeError if ``removal`` is no function, ValueError if it gives anything but a finite tensor like its inputs.
+    """
+    if not callable(removal):
+        raise TypeError(f"removal must be a function of inputs and removed places, got {type(removal).__name__}")
+
+    if isinstance(removal, Filling):
+        check_finite("inputs", inputs)
+        filling = removal.fill(inputs)
+        _check_same(filling, inputs)
+        return lambda item, removed: torch.where(removed, filling[item], inputs[item])
+
+    def remove(item: Tensor, removed: Tensor) -> Tensor:
+        chosen = inputs[item]
+        result = removal(chosen, removed)
+        _check_same(result, chosen)
+        return result
+
+    return remove
 
 
 def baseline(value: float | Tensor = 0.0) -> Removal:
@@ -40,20 +80,21 @@ def baseline(value: float | Tensor = 0.0) -> Removal:
         raise TypeError(f"value must be a number or a tensor of a float dtype, got {filling.dtype}")
     check_finite("value", filling)
 
-    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+    def fill(inputs: Tensor) -> Tensor:
         _check_broadcast("value", filling, inputs)
-        return filling.to(inputs)
+        return filling.to(inputs).expand_as(inputs)
 
-    return _removal(fill)
+    return Filling(fill)
 
 
 def mean() -> Removal:
     """Put each channel's mean in the place of what is removed: the mean of all pixels of that item, removed or not."""
 
-    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
-        return inputs.mean((2, 3), keepdim=True)
+    def fill(inputs: Tensor) -> Tensor:
+        _check_images(inputs)
+        return inputs.mean((2, 3), keepdim=True).expand_as(inputs)
 
-    return _removal(fill, images=True)
+    return Filling(fill)
 
 
 def blur(sigma: float) -> Removal:
@@ -65,11 +106,12 @@ def blur(sigma: float) -> Removal:
     """
     check_positive("sigma", sigma)
 
-    def fill(inputs: Tensor, removed: Tensor) -> Tensor:
+    def fill(inputs: Tensor) -> Tensor:
+        _check_images(inputs)
         rows, columns = (_blur_matrix(size, sigma).to(inputs) for size in inputs.shape[2:])
         return rows @ inputs @ columns.T
 
-    return _removal(fill, images=True)
+    return Filling(fill)
 
 
 def noise(std: float, *, generator: torch.Generator | None = None) -> Removal:
@@ -118,22 +160,37 @@ def noisy_linear(std: float = 0.01, *, generator: torch.Generator | None = None)
 
 
 def _removal(fill: Callable[[Tensor, Tensor], Tensor], *, images: bool = False) -> Removal:
-    """A removal out of a function that says what stands at the removed places."""
+    """A removal out of a function of inputs and removed places that says what stands there."""
 
     def remove(inputs: Tensor, removed: Tensor) -> Tensor:
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
-        if images and inputs.dim() != 4:
-            raise ValueError(f"inputs must be images of shape (N, C, H, W), got {tuple(inputs.shape)}")
-        if not isinstance(removed, Tensor) or removed.dtype != torch.bool:
-            raise TypeError(f"removed must be a BoolTensor, got {kind(removed)}")
-        if removed.device != inputs.device:
-            raise ValueError(f"removed must be on the device of the inputs, {inputs.device}, got {removed.device}")
-        _check_broadcast("removed", removed, inputs)
-        check_finite("inputs", inputs)
+        _check(inputs, removed)
+        if images:
+            _check_images(inputs)
         return torch.where(removed, fill(inputs, removed), inputs)
 
     return remove
+
+
+def _check(inputs: Tensor, removed: Tensor) -> None:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        raise TypeError(f"inputs must be a tensor of a float dtype, got {kind(inputs)}")
+    if not isinstance(removed, Tensor) or removed.dtype != torch.bool:
+        raise TypeError(f"removed must be a BoolTensor, got {kind(removed)}")
+    if removed.device != inputs.device:
+        raise ValueError(f"removed must be on the device of the inputs, {inputs.device}, got {removed.device}")
+    _check_broadcast("removed", removed, inputs)
+    check_finite("inputs", inputs)
+
+
+def _check_images(inputs: Tensor) -> None:
+    if inputs.dim() != 4:
+        raise ValueError(f"inputs must be images of shape (N, C, H, W), got {tuple(inputs.shape)}")
+
+
+def _check_same(result: Tensor, inputs: Tensor) -> None:
+    if not isinstance(result, Tensor) or result.shape != inputs.shape or result.dtype != inputs.dtype:
+        raise ValueError(f"removal must return a tensor like the inputs, {kind(inputs)}, got {kind(result)}")
+    check_finite("what removal returns", result)
 
 
 def _blur_matrix(size: int, sigma: float) -> Tensor:
