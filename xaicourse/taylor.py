@@ -17,6 +17,7 @@ import itertools
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .arguments import check_count, check_finite, kind
 from .scores import (
     Model,
     Target,
+    ask,
     check_inputs,
     check_model,
     check_outputs,
@@ -41,6 +43,7 @@ from .scores import (
     gradient,
     of_items,
     pairs,
+    pick,
     scores,
     unchanged,
     wide,
@@ -114,8 +117,8 @@ def expansion(f: Model, x0: Tensor, x: Tensor, order: int, *, target: Target | N
     target = target if target is None else check_target(target, len(x0))
     with _forward_mode(f):
         root, step = x0.detach().clone(), (x - x0).detach()
-        _outputs(f, root, target)  # without derivatives: what goes wrong here is no matter of derivatives
-        derivatives = _derivatives(lambda t: _outputs(f, root + t * step, target), order)(root.new_zeros(()))
+        _outputs(f, root, target, len(root))  # without derivatives: what goes wrong here is no matter of derivatives
+        derivatives = _derivatives(lambda t: _outputs(f, root + t * step, target, len(root)), order)(root.new_zeros(()))
     terms = torch.stack([d / math.factorial(k) for k, d in enumerate(derivatives)])
     check_finite("the terms of the expansion", terms)
     return Expansion(terms)
@@ -166,7 +169,7 @@ def derivative(
     items, size = len(x0), x0[0].numel()
     with _forward_mode(f):
         root = x0.detach().clone()
-        outputs = _outputs(f, root, target)
+        outputs = _outputs(f, root, target, len(root))
         entries = outputs.numel() * size**order
         if entries > limit:
             raise ValueError(
@@ -175,15 +178,13 @@ def derivative(
             )
         if order == 0:
             return outputs
-        unit = torch.eye(size, dtype=root.dtype, device=root.device).view(size, *root.shape[1:])
         sets = torch.combinations(torch.arange(size, device=root.device), order, with_replacement=True)
-        one = [
-            _directional(
-                f, root[item], None if target is None else of_items(target, item), [unit[i] for i in sets[which].T]
-            )
-            for which, item in pairs(items, len(sets), 0 if target is None else target, chunk, root.device)
-        ]
-    found = torch.cat(one).view(len(sets), items, *outputs.shape[1:])
+        parts = []
+        for which, item in pairs(items, len(sets), 0 if target is None else target, chunk, root.device):
+            units = F.one_hot(sets[which].T, size).to(root).view(order, len(item), *root.shape[1:])
+            asked = None if target is None else of_items(target, item)
+            parts.append(_directional(f, root[item], asked, items, units))
+    found = torch.cat(parts).view(len(sets), items, *outputs.shape[1:])
     check_finite("the derivatives", found)
     full = found.new_empty(*[size] * order, *outputs.shape)
     for permutation in itertools.permutations(range(order)):
@@ -192,8 +193,8 @@ def derivative(
     return full.reshape(*outputs.shape, *[n for _ in range(order) for n in x0.shape[1:]])
 
 
-def _directional(f: Model, x: Tensor, target: Target | None, directions: list[Tensor]) -> Tensor:
-    """D^k f(x)[v_1, …, v_k], for as many directions shaped like x."""
+def _directional(f: Model, x: Tensor, target: Target | None, items: int, directions: Tensor) -> Tensor:
+    """D^k f(x)[v_1, …, v_k], for directions (k, N, …)."""
 
     def differentiated(g: Callable[[Tensor], Tensor], v: Tensor, order: int) -> Callable[[Tensor], Tensor]:
         def level(x: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def _directional(f: Model, x: Tensor, target: Target | None, directions: list[Te
 
         return level
 
-    g: Callable[[Tensor], Tensor] = lambda x: _outputs(f, x, target)  # noqa: E731
+    g: Callable[[Tensor], Tensor] = lambda x: _outputs(f, x, target, items)  # noqa: E731
     for order, v in enumerate(directions, 1):
         g = differentiated(g, v, order)
     return g(x)
@@ -342,12 +343,14 @@ def _where(tensor: Tensor) -> str:
     return f"{kind(tensor)} on {tensor.device}"
 
 
-def _outputs(f: Model, x: Tensor, target: Target | None) -> Tensor:
-    """All outputs (N, …), or the score (N,)."""
-    if target is not None:
-        return scores(f, x, target)
+def _outputs(f: Model, x: Tensor, target: Target | None, items: int) -> Tensor:
+    """All outputs (N, …), or the score (N,); a function as target is asked once for each batch of so many items."""
     outputs = f(x)
-    check_outputs(outputs, len(x), None)
+    check_outputs(outputs, len(x), target)
+    if isinstance(target, (int, Tensor)):
+        return pick(outputs, target)
+    if target is not None:
+        return torch.cat([ask(target, batch) for batch in outputs.split(items)])
     if not outputs.is_floating_point():
         raise TypeError(f"f must return a tensor of a float dtype, got {kind(outputs)}")
     return outputs
@@ -370,8 +373,10 @@ class _WrittenOut(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if function in _RECURRENT:  # by steps: the kernels that do all steps at once have no derivative
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-                return function(*args, **kwargs)
+            with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
+                warnings.simplefilter("ignore")  # about TF32, which nobody asked for
+                with torch.backends.mkldnn.flags(enabled=False):
+                    return function(*args, **kwargs)
         if function not in _FORMULAS:
             return function(*args, **kwargs)
         in_place = kwargs.pop("inplace", False)
