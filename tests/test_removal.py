@@ -1,4 +1,4 @@
-"""What stands in the place of removed pixels, held against scipy, Quantus and sums by hand."""
+"""What stands in the place of removed features, held against scipy, scikit-image, Quantus, numpy and sums by hand."""
 
 import math
 import subprocess
@@ -12,6 +12,7 @@ import scipy.sparse.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.restoration import inpaint_biharmonic
 
 from xaicourse import images, removal
 
@@ -20,12 +21,32 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def samples(*shape, seed=9):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
 REMOVALS = {
     "baseline": lambda: removal.baseline(0.5),
     "mean": removal.mean,
+    "mean of what is kept": lambda: removal.mean(kept=True),
     "blur": lambda: removal.blur(1.5),
     "noise": lambda: removal.noise(0.3, generator=seeded()),
     "noisy_linear": lambda: removal.noisy_linear(0.1, generator=seeded()),
+    "inpainting": removal.inpainting,
+    "marginal": lambda: removal.marginal(samples(6, 3, 7, 5), generator=seeded()),
+    "nearest": lambda: removal.nearest(samples(6, 3, 7, 5)),
+    "nearest of three": lambda: removal.nearest(samples(6, 3, 7, 5), k=3, generator=seeded()),
+}
+SERIES = {
+    "baseline": lambda: removal.baseline(0.5),
+    "mean": removal.mean,
+    "mean of what is kept": lambda: removal.mean(kept=True),
+    "blur": lambda: removal.blur(1.5),
+    "noise": lambda: removal.noise(0.3, generator=seeded()),
+    "inpainting": removal.inpainting,
+    "interpolation": removal.interpolation,
+    "marginal": lambda: removal.marginal(samples(6, 3, 9), generator=seeded()),
+    "nearest": lambda: removal.nearest(samples(6, 3, 9)),
 }
 every_removal = pytest.mark.parametrize("name", REMOVALS)
 
@@ -69,7 +90,7 @@ def test_one_place_for_all_items_is_the_same_as_that_place_for_each(name):
     assert torch.equal(REMOVALS[name]()(inputs, one[0, 0]), REMOVALS[name]()(inputs, one.expand_as(inputs)))
 
 
-@pytest.mark.parametrize("name", ["baseline", "mean", "blur"])
+@pytest.mark.parametrize("name", ["baseline", "mean", "mean of what is kept", "blur", "inpainting", "nearest"])
 @given(seed=st.integers(0, 2**16), share=st.floats(0, 1))
 @settings(max_examples=20)
 def test_an_item_does_not_depend_on_the_others(name, seed, share):
@@ -85,6 +106,84 @@ def test_a_filled_item_does_not_depend_on_the_others(seed, share):
     fill = removal.noisy_linear(0)
     alone = torch.cat([fill(inputs[i : i + 1], removed[i : i + 1]) for i in range(3)])
     assert torch.allclose(fill(inputs, removed), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SERIES)
+@given(seed=st.integers(0, 2**16), share=st.floats(0, 1), each=st.booleans(), half=st.booleans())
+@settings(max_examples=20)
+def test_in_time_series_too_what_is_not_removed_stays_to_the_bit(name, seed, share, each, half):
+    generator = seeded(seed)
+    inputs = torch.randn(2, 3, 9, generator=generator).to(torch.float16 if half else torch.float64)
+    removed = torch.rand(2, 3 if each else 1, 9, generator=generator) < share
+    before = inputs.clone(), removed.clone()
+    result = SERIES[name]()(inputs, removed)
+    gone = removed.expand_as(inputs)
+    assert result.shape == inputs.shape and result.dtype == inputs.dtype and torch.isfinite(result).all()
+    assert torch.equal(result[~gone], inputs[~gone])
+    assert torch.equal(inputs, before[0]) and torch.equal(removed, before[1])
+    assert torch.equal(SERIES[name]()(inputs, gone), result)  # broadcast or not
+    if name not in ("noise", "marginal"):
+        alone = torch.cat([SERIES[name]()(inputs[i : i + 1], removed[i : i + 1]) for i in range(2)])
+        assert torch.allclose(result, alone, atol=1e-12)
+
+
+@every_removal
+@given(
+    seed=st.integers(0, 2**16), share=st.floats(0, 1), shape=st.sampled_from([(2, 3, 7, 5), (1, 3, 7, 5), (3, 7, 5)])
+)
+@settings(max_examples=15)
+def test_channels_may_lose_different_pixels(name, seed, share, shape):
+    inputs, _ = some(seed=seed)
+    removed = torch.rand(shape, generator=seeded(seed)) < share
+    result = REMOVALS[name]()(inputs, removed)
+    gone = removed.expand_as(inputs)
+    assert torch.equal(result[~gone], inputs[~gone]) and torch.isfinite(result).all()
+
+
+@pytest.mark.parametrize("name", ["mean", "blur", "mean of what is kept", "inpainting"])
+def test_a_time_series_is_an_image_one_pixel_high(name):
+    series = torch.randn(2, 3, 12, generator=seeded(), dtype=torch.float64)
+    removed = torch.rand(2, 1, 12, generator=seeded(1)) < 0.4
+    as_image = REMOVALS[name]()(series[:, :, None], removed[:, :, None])[:, :, 0]
+    if name == "inpainting":  # an image one pixel high has borders above and below, a line has none
+        as_image = REMOVALS[name]()(series[:, :, None].expand(-1, -1, 9, -1), removed[:, :, None])[:, :, 4]
+        assert (REMOVALS[name]()(series, removed) - as_image).abs().max() < 2
+    else:
+        torch.testing.assert_close(REMOVALS[name]()(series, removed), as_image, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", [name for name in REMOVALS if name not in ("noise", "noisy_linear")])
+def test_a_gpu_gives_what_the_cpu_gives(name):
+    inputs, removed = some()
+    got = REMOVALS[name]()(inputs.cuda(), removed.cuda())
+    assert got.device.type == "cuda"
+    torch.testing.assert_close(got.cpu(), REMOVALS[name]()(inputs, removed), rtol=0, atol=1e-10)
+
+
+# Many places in the same inputs
+
+
+@every_removal
+def test_prepared_it_is_the_same_removal(name):
+    inputs, _ = some(items=3)
+    item = torch.tensor([2, 0, 0, 1, 2])
+    removed = torch.rand(5, 1, 7, 5, generator=seeded(4)) < 0.5
+    prepared = removal.prepare(REMOVALS[name](), inputs)
+    torch.testing.assert_close(prepared(item, removed), REMOVALS[name]()(inputs[item], removed), rtol=0, atol=1e-12)
+
+
+def test_what_is_prepared_is_checked():
+    inputs, removed = some()
+    item = torch.tensor([0, 1])
+    with pytest.raises(TypeError, match="removal must be a function of inputs and removed places, got float"):
+        removal.prepare(0.0, inputs)
+    with pytest.raises(ValueError, match="removal must return a tensor like the inputs, .*, got torch.float32"):
+        removal.prepare(lambda x, r: x.float(), inputs)(item, removed)
+    with pytest.raises(ValueError, match="removal must return a tensor like the inputs"):
+        removal.prepare(removal.Filling(lambda x: x[:1]), inputs)
+    with pytest.raises(ValueError, match="what removal returns must be finite: 210 of"):
+        removal.prepare(removal.Filling(lambda x: x / 0), inputs)
 
 
 # Each by itself
@@ -111,6 +210,12 @@ def test_a_baseline_takes_the_features_of_a_table_too():
 def test_the_mean_is_that_of_the_item_and_channel():
     inputs = torch.tensor([[[[1.0, 3.0]], [[10.0, 20.0]]]])
     assert removal.mean()(inputs, torch.tensor([[[[True, False]]]])).tolist() == [[[[2, 3]], [[15, 20]]]]
+
+
+def test_the_mean_of_what_is_kept_leaves_out_the_rest():
+    inputs = torch.tensor([[[1.0, 3.0, 8.0], [10.0, 20.0, 60.0]]])
+    removed = torch.tensor([[[True, False, False], [True, True, True]]])
+    assert removal.mean(kept=True)(inputs, removed).tolist() == [[[5.5, 3, 8], [30, 30, 30]]]
 
 
 @given(
@@ -214,6 +319,147 @@ def test_filling_adds_its_noise_to_removed_pixels_only():
     assert torch.equal(noisy, removal.noisy_linear(0.01, generator=seeded())(inputs, removed))
 
 
+def inpainted(item, gone, per_channel):
+    """Item (C, H, W) as scikit-image fills it, channel by channel or all at once."""
+    if per_channel:
+        return np.stack(
+            [inpaint_biharmonic(*pair) if pair[1].any() else pair[0] for pair in zip(item, gone, strict=True)]
+        )
+    return inpaint_biharmonic(item, gone[0], channel_axis=0)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_inpainting_is_scikit_images(per_channel, scale):
+    inputs, removed = some(height=12, width=10, share=0.4)
+    if per_channel:
+        removed = torch.rand(inputs.shape, generator=seeded(3)) < 0.4
+    ours = removal.inpainting()(inputs * scale, removed)
+    pairs = zip((inputs * scale).numpy(), removed.expand_as(inputs).numpy(), strict=True)
+    theirs = np.stack([inpainted(*pair, per_channel) for pair in pairs])
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-10 * scale)
+
+
+def test_inpainting_goes_on_with_a_slope_where_straight_filling_flattens_it():
+    valley = (torch.linspace(-1, 1, 15, dtype=torch.float64) ** 2).expand(1, 1, 15, 15)
+    hole = torch.zeros(1, 1, 15, 15, dtype=torch.bool)
+    hole[..., 5:10, 5:10] = True
+    smooth, flat = (f(valley, hole) for f in (removal.inpainting(), removal.noisy_linear(0)))
+    assert (smooth - valley).abs().max() < 0.3 * (flat - valley).abs().max()
+
+
+def test_inpainting_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.restoration", None)
+    with pytest.raises(ImportError, match=r'inpainting needs scikit-image.*pip install "xaicourse\[course\]"'):
+        removal.inpainting()
+
+
+def test_a_channel_of_which_nothing_is_left_is_filled_with_its_mean():
+    inputs, _ = some()
+    removed = torch.zeros(2, 3, 7, 5, dtype=torch.bool)
+    removed[0, 1], removed[1, 2, 0, 0] = True, True
+    for remove in (removal.inpainting(), removal.mean(kept=True)):
+        filled = remove(inputs, removed)[0, 1]
+        torch.testing.assert_close(filled, inputs[0, 1].mean().expand(7, 5), rtol=0, atol=1e-12)
+
+
+# Time series and tokens
+
+
+@given(st.integers(1, 12), st.integers(0, 2**16), st.floats(0, 1))
+@settings(max_examples=60)
+def test_interpolation_is_numpys(steps, seed, share):
+    generator = seeded(seed)
+    series = torch.randn(2, 3, steps, generator=generator, dtype=torch.float64)
+    removed = torch.rand(2, 3, steps, generator=generator) < share
+    ours = removal.interpolation()(series, removed)
+    for channel, gone, filled in zip(series.flatten(0, 1), removed.flatten(0, 1), ours.flatten(0, 1), strict=True):
+        left = (~gone).nonzero()[:, 0].numpy()
+        theirs = np.interp(np.arange(steps), left, channel.numpy()[left]) if len(left) else channel.mean().expand(steps)
+        np.testing.assert_allclose(filled.numpy(), theirs, rtol=0, atol=1e-12)
+
+
+def test_a_token_stands_for_what_is_removed():
+    tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    removed = torch.tensor([False, True, False])
+    for dtype in (torch.int64, torch.int32):
+        result = removal.token(103)(tokens.to(dtype), removed)
+        assert result.tolist() == [[5, 103, 7], [8, 103, 10]] and result.dtype == dtype
+    with pytest.raises(TypeError, match=r"inputs must be token numbers of shape \(N, T\).*got torch.float32"):
+        removal.token(103)(tokens.float(), removed)
+    with pytest.raises(TypeError, match="inputs must be token numbers"):
+        removal.token(103)(tokens[None], removed)
+
+
+# From other data
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 6), (3, 4, 4)])
+def test_marginal_takes_all_that_is_removed_from_one_sample(shape):
+    background, inputs = samples(8, *shape), samples(40, *shape, seed=1)
+    removed = torch.rand(40, *shape, generator=seeded(2)) < 0.5
+    result = removal.marginal(background, generator=seeded(3))(inputs, removed)
+    fits = ((result[:, None] == background) | ~removed[:, None]).flatten(2).all(2)  # (items, samples)
+    assert (fits.sum(1) == 1).sum() > 35 and fits.any(1).all()
+
+
+def test_marginal_draws_every_sample_as_often_and_anew_at_every_call():
+    background = torch.arange(5.0)[:, None].expand(5, 3)
+    inputs, removed = torch.full((10000, 3), -1.0), torch.tensor([True, False, True])
+    remove = removal.marginal(background, generator=seeded())
+    first, second = remove(inputs, removed), remove(inputs, removed)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, removal.marginal(background, generator=seeded())(inputs, removed))
+    assert torch.equal(first[:, 0], first[:, 2]) and (first[:, 1] == -1).all()
+    counts = first[:, 0].long().bincount(minlength=5)
+    assert (counts - 2000).abs().max() < 4.5 * math.sqrt(10000 * 0.2 * 0.8)
+
+
+def test_marginal_takes_tokens_too():
+    result = removal.marginal(torch.tensor([[1, 2, 3]]))(torch.tensor([[7, 8, 9]]), torch.tensor([False, True, True]))
+    assert result.tolist() == [[7, 2, 3]] and result.dtype == torch.int64
+
+
+@given(
+    st.sampled_from([(5,), (2, 6), (2, 3, 4)]), st.integers(0, 2**16), st.floats(0, 0.95),
+    st.sampled_from([0, 1e3]), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=50)
+def test_nearest_is_found_by_trying_every_sample(shape, seed, share, offset, scaled):
+    background, inputs = offset + samples(30, *shape, seed=seed), offset + samples(6, *shape, seed=seed + 1)
+    removed = torch.rand(6, *shape, generator=seeded(seed)) < share
+    scale = 0.5 + samples(*shape, seed=seed + 2).abs() if scaled else None
+    result = removal.nearest(background, scale=scale)(inputs, removed)
+    for x, gone, found in zip(inputs, removed, result, strict=True):
+        difference = (background - x) / (1 if scale is None else scale)
+        distance = (difference.masked_fill(gone, 0) ** 2).flatten(1).sum(1)
+        assert torch.equal(found, torch.where(gone, background[distance.argmin()], x))
+
+
+def test_one_of_the_k_nearest_is_chosen_at_random():
+    background = torch.tensor([[0.0, 1.0], [0.1, 2.0], [0.3, 3.0], [5.0, 4.0]])
+    inputs, removed = torch.zeros(9000, 2), torch.tensor([False, True])
+    result = removal.nearest(background, k=3, generator=seeded())(inputs, removed)
+    counts = result[:, 1].long().bincount(minlength=5).tolist()
+    assert counts[0] == counts[4] == 0 and all(abs(n - 3000) < 4.5 * math.sqrt(9000 * 2 / 9) for n in counts[1:4])
+    assert torch.equal(result, removal.nearest(background, k=3, generator=seeded())(inputs, removed))
+
+
+def test_of_equally_near_samples_the_first_is_taken():
+    background = samples(5, 3)
+    inputs, everything = samples(2, 3, seed=1), torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(removal.nearest(background)(inputs, everything), background[:1].expand(2, 3))
+
+
+def test_nearest_knows_what_goes_together_and_marginal_does_not():
+    """Two features that are always equal: the removed one follows from the other."""
+    both = samples(500, 1).expand(500, 2)
+    inputs, removed = samples(200, 1, seed=1).expand(200, 2), torch.tensor([False, True])
+    near = removal.nearest(both)(inputs, removed) - inputs
+    drawn = removal.marginal(both, generator=seeded())(inputs, removed) - inputs
+    assert near[:, 1].abs().median() < 0.01 and drawn[:, 1].abs().median() > 0.5
+
+
 # Errors
 
 
@@ -228,6 +474,26 @@ def test_filling_adds_its_noise_to_removed_pixels_only():
         (lambda: removal.blur("5"), TypeError, "sigma must be a number, got str"),
         (lambda: removal.noise(-1), ValueError, "std must be above 0 and finite, got -1"),
         (lambda: removal.noise(1, generator=3), TypeError, "generator must be a torch.Generator or None, got int"),
+        (lambda: removal.token(-1), ValueError, "id must be at least 0, got -1"),
+        (lambda: removal.token("[MASK]"), TypeError, "id must be an int, got str"),
+        (lambda: removal.marginal([[1.0]]), TypeError, "background must be a tensor of samples .* got list"),
+        (lambda: removal.marginal(torch.ones(2, 2).bool()), TypeError, "background must be .* got torch.bool"),
+        (lambda: removal.marginal(torch.ones(3)), ValueError, r"background must have shape \(M, …\).*got \(3,\)"),
+        (lambda: removal.marginal(torch.ones(0, 3)), ValueError, "background must have shape .* at least one sample"),
+        (lambda: removal.marginal(torch.full((2, 3), math.inf)), ValueError, "background must be finite: 6 of 6"),
+        (lambda: removal.marginal(torch.ones(2, 3), generator=0), TypeError, "generator must be a torch.Generator"),
+        (lambda: removal.nearest(torch.ones(2, 3).long()), TypeError, "background must be .* float dtype"),
+        (
+            lambda: removal.nearest(torch.ones(2, 3), k=0),
+            ValueError,
+            "k must be from 1 to 2, the number of samples, got 0",
+        ),
+        (lambda: removal.nearest(torch.ones(2, 3), k=3), ValueError, "k must be from 1 to 2, .* got 3"),
+        (lambda: removal.nearest(torch.ones(2, 3), k=1.0), TypeError, "k must be an int, got float"),
+        (lambda: removal.nearest(torch.ones(2, 3), scale=2.0), TypeError, "scale must be a tensor .* got float"),
+        (lambda: removal.nearest(torch.ones(2, 3), scale=torch.ones(4)), ValueError, "scale must broadcast"),
+        (lambda: removal.nearest(torch.ones(2, 3), scale=torch.zeros(3)), ValueError, "scale must be above 0, got 0.0"),
+        (lambda: removal.nearest(torch.ones(2, 3), generator=0), TypeError, "generator must be a torch.Generator"),
         (lambda: removal.noisy_linear(-0.1), ValueError, "std must be above 0 and finite, got -0.1"),
         (lambda: removal.noisy_linear(math.inf), ValueError, "std must be above 0 and finite, got inf"),
     ],
@@ -257,14 +523,28 @@ def test_wrong_images_or_places_are_an_error(name, inputs, removed, error, messa
 def test_a_baseline_that_does_not_fit_and_a_table_without_an_image_are_errors():
     with pytest.raises(ValueError, match=r"value must broadcast to the inputs, \(1, 3, 2, 2\), got \(3,\)"):
         removal.baseline(torch.ones(3))(torch.ones(1, 3, 2, 2), torch.ones(1, 1, 2, 2).bool())
-    for remove in (removal.mean(), removal.blur(1), removal.noisy_linear()):
-        with pytest.raises(ValueError, match=r"inputs must be images of shape \(N, C, H, W\), got \(2, 5\)"):
+    for remove in (removal.mean(), removal.mean(kept=True), removal.blur(1), removal.inpainting()):
+        with pytest.raises(ValueError, match=r"inputs must be images .* or time series .* got shape \(2, 5\)"):
             remove(torch.ones(2, 5), torch.ones(2, 5).bool())
+    with pytest.raises(ValueError, match=r"inputs must be images of shape \(N, C, H, W\), got \(2, 5\)"):
+        removal.noisy_linear()(torch.ones(2, 5), torch.ones(2, 5).bool())
+    with pytest.raises(ValueError, match=r"inputs must be time series of shape \(N, C, T\), got \(2, 5\)"):
+        removal.interpolation()(torch.ones(2, 5), torch.ones(2, 5).bool())
+
+
+@pytest.mark.parametrize("make", [removal.marginal, removal.nearest])
+def test_a_background_of_another_width_or_kind_is_an_error(make):
+    remove = make(torch.ones(4, 6))
+    with pytest.raises(ValueError, match=r"background must have samples in the shape of the items, \(5,\), got \(6,\)"):
+        remove(torch.ones(2, 5), torch.ones(5).bool())
+    with pytest.raises(TypeError, match="must be"):
+        remove(torch.ones(2, 6).long(), torch.ones(6).bool())
 
 
 def test_importing_it_is_light():
     program = (
-        "import sys, xaicourse.evaluation; print([p for p in ('matplotlib', 'sklearn', 'scipy') if p in sys.modules])"
+        "import sys, xaicourse.occlusion; heavy = ('matplotlib', 'sklearn', 'scipy', 'skimage')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
