@@ -358,7 +358,7 @@ def _fit(scores: Tensor, segments: Tensor, present: Tensor, penalty: Penalty, al
         c, b = _ridge(z, y, w, alpha) if penalty == "ridge" else _lasso(z, y, w, alpha)
         coefficients[item, ids], intercept[item] = c, b
         residual, centred = y - b - z @ c, y - (w @ y) / w.sum()
-        r2[item] = 1 - (w @ residual**2) / (w @ centred**2) if centred.any() else math.nan
+        r2[item] = 1 - (w @ residual**2) / (w @ centred**2) if y.min() < y.max() else math.nan
     at_input = intercept + coefficients.sum(1)
     return Fit(coefficients, intercept, r2, at_input, scores[:, 0], segments, present, weights, scores)
 
