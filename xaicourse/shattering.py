@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .arguments import check_count, check_finite, check_generator, check_positive, kind
-from .scores import Model, Target, check_model, check_score, check_target, gradient, laid_out, unchanged
+from .scores import Model, Target, check_model, check_score, check_target, gradient, unchanged
 
 __all__ = [
     "Autocorrelation",
@@ -42,6 +42,7 @@ __all__ = [
     "polygons_on_plane",
     "regions_on_plane",
     "sawtooth",
+    "switched_units",
     "white_noise",
     "zaslavsky_bound",
 ]
@@ -336,27 +337,55 @@ def breakpoints(
         return bends if target is None else _where_slope_changes(twin, line, start, end, bends, target, chunk)
 
 
+def switched_units(model: Model, start: Tensor, end: Tensor) -> int:
+    """How many bends of the units of a piecewise linear model lie between two points, by looking at these two alone.
+
+    model, start, end  as in `breakpoints`
+
+    A unit is counted once for each of its bends (ReLU has one at 0, ReLU6 another at 6) on whose other side it is at the
+    other point. It has to cross each of them on the way, so that there are at least so many breakpoints if no two units
+    bend at the very same point. It costs what one pass through the model costs; max pooling is not counted.
+
+    Raises TypeError or ValueError if an argument is not as above.
+    """
+    check_model(model)
+    _check_segment(start, end)
+    counts: list[int] = []
+
+    def see(bend: Tensor) -> None:
+        if bend.dim() == 2:
+            counts.append(len(_crossings(bend, first, first + 1)[0]))
+
+    with _exact(model) as twin:
+        first = torch.zeros(1, dtype=torch.long, device=start.device)
+        _watch(twin, torch.stack([start, end]).double(), _probe(twin, start.double()), see)
+    return sum(counts)
+
+
 def _first_bends(
     twin: Model, line: Callable[[Tensor], Tensor], pieces: Tensor, live: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Where each piece (n, 2) bends in the first layer that bends in it: its index and t, (m,) each."""
+    """Where each piece (n, 2) bends in the first layer that bends in it: its index and t, (m,) each, by t."""
     left, right = pieces.unbind(1)
+    points, place = pieces.T.unique(return_inverse=True)  # neighbours share an end
     cut = torch.zeros(len(pieces), dtype=torch.bool, device=pieces.device)
     found = [(cut.nonzero()[:, 0], left[:0])]
 
     def see(bend: Tensor) -> None:
-        piece, part = _crossings(bend)
+        piece, part = _crossings(bend, *place)
         t = left[piece] + part * (right - left)[piece]
         new = ~cut[piece] & (t - left[piece] > _APART) & (right[piece] - t > _APART)
         found.append((piece[new], t[new]))
         cut[piece[new]] = True  # for the layers behind: they are not linear in the whole piece
+        if cut.all():
+            raise _Enough
 
-    _watch(twin, line(pieces.T.flatten()), live, see)
+    _watch(twin, line(points), live, see)
     piece, t = (torch.cat(column) for column in zip(*found, strict=True))
     order = t.argsort()
     piece, t = piece[order], t[order]
     new = torch.ones_like(cut[piece])
-    new[1:] = (t.diff() > _APART) | (piece.diff() != 0)  # pieces do not overlap, so that order by t is order by piece
+    new[1:] = (t.diff() > _APART) | (piece.diff() != 0)
     return piece[new], t[new]
 
 
@@ -367,32 +396,37 @@ def _cut(pieces: Tensor, piece: Tensor, t: Tensor) -> Tensor:
     return torch.stack([lefts.sort().values, rights.sort().values], 1)
 
 
-def _crossings(bend: Tensor) -> tuple[Tensor, Tensor]:
+def _crossings(bend: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Where a layer bends inside each of n pieces, given what reaches it at their ends: index and fraction, (m,) each.
 
-    bend  (2n, units), a bend where the sign changes; or (2n, units, k), a bend where another of k candidates is largest. The
-          left ends of all pieces come first.
+    bend         (points, units), a bend where the sign changes; or (points, units, k), where another of k candidates is largest
+    left, right  (n,), which of the points are a piece's ends
     """
-    tolerance = _ZERO * bend.abs().flatten(1).amax(1) if bend.numel() else bend.new_zeros(len(bend))
-    (left, right), (near_left, near_right) = bend.chunk(2), tolerance.chunk(2)
     if bend.dim() == 2:
-        shape = (-1, 1)
-        crossing = (left.abs() > near_left.view(shape)) & (right.abs() > near_right.view(shape)) & (left * right < 0)
-        piece, unit = crossing.nonzero(as_tuple=True)
-        a, b = left[piece, unit], right[piece, unit]
-        return piece, a / (a - b)
-    piece, unit = (left.argmax(2) != right.argmax(2)).nonzero(as_tuple=True)
-    left, right, near_left, near_right = left[piece, unit], right[piece, unit], near_left[piece], near_right[piece]
+        piece, unit = (bend[left] * bend[right] < 0).nonzero(as_tuple=True)
+        a, b = bend[left[piece], unit], bend[right[piece], unit]
+        clear = _clear(a, bend, left[piece]) & _clear(b, bend, right[piece])
+        return piece[clear], (a / (a - b))[clear]
+    largest = bend.argmax(2)
+    piece, unit = (largest[left] != largest[right]).nonzero(as_tuple=True)
     i, j = torch.triu_indices(bend.shape[2], bend.shape[2], 1, device=bend.device)
-    a, b = left[:, i] - left[:, j], right[:, i] - right[:, j]
-    crossing = (a.abs() > near_left[:, None]) & (b.abs() > near_right[:, None]) & (a * b < 0)
-    which, pair = crossing.nonzero(as_tuple=True)
-    part = a[which, pair] / (a[which, pair] - b[which, pair])
-    values = left[which] + part[:, None] * (right - left)[which]
-    largest = (
-        values.gather(1, i[pair, None])[:, 0] >= values.amax(1) - near_left[which]
-    )  # a crossing below another does not count
-    return piece[which[largest]], part[largest]
+    at_left, at_right = bend[left[piece], unit], bend[right[piece], unit]
+    which, pair = ((at_left[:, i] - at_left[:, j]) * (at_right[:, i] - at_right[:, j]) < 0).nonzero(as_tuple=True)
+    piece, unit, at_left, at_right = piece[which], unit[which], at_left[which], at_right[which]
+    a, b = (at.gather(1, i[pair, None])[:, 0] - at.gather(1, j[pair, None])[:, 0] for at in (at_left, at_right))
+    part = a / (a - b)
+    values = at_left + part[:, None] * (at_right - at_left)
+    meeting = values.gather(1, i[pair, None])[:, 0]
+    clear = _clear(a, bend, left[piece]) & _clear(b, bend, right[piece])
+    clear &= ~_clear(values.amax(1) - meeting, bend, left[piece])  # two that meet below another do not count
+    return piece[clear], part[clear]
+
+
+def _clear(values: Tensor, bend: Tensor, point: Tensor) -> Tensor:
+    """Which values, of some of the points, are no zeros that rounding has moved."""
+    touched, back = point.unique(return_inverse=True)
+    largest = torch.stack([bend[p].abs().amax() for p in touched]) if len(touched) else values[:0]
+    return values.abs() > _ZERO * largest[back]
 
 
 def _merge(t: Tensor) -> Tensor:
@@ -656,16 +690,16 @@ class _Bend:
     values: tuple[Tensor, ...]
     largest: bool = False
 
-    def rows(self, rows: int) -> Tensor:
-        """(rows, units), or (rows, units, k) of candidates."""
+    def rows(self, rows: int) -> list[Tensor]:
+        """(rows, units) each, or (rows, units, k) of candidates."""
         if any(each.dim() == 0 or each.shape[0] % rows for each in self.values):
             shapes = [tuple(each.shape) for each in self.values]
             raise ValueError(
                 f"model must keep its {rows} items apart along the first axis; what bends has shape {shapes}"
             )
-        if self.largest:
-            return self.values[0].reshape(rows, -1, self.values[0].shape[-1])
-        return torch.cat([each.reshape(rows, -1) for each in self.values], 1)
+        return [
+            each.reshape(rows, -1, each.shape[-1]) if self.largest else each.reshape(rows, -1) for each in self.values
+        ]
 
 
 def _bend(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Bend | None:
@@ -732,15 +766,15 @@ def _watch(twin: Model, inputs: Tensor, live: list[bool], see: Callable[[Tensor]
 
     def show(bend: _Bend) -> None:
         if next(turn):
-            see(bend.rows(len(inputs)))
+            for each in bend.rows(len(inputs)):
+                see(each)
 
-    with torch.inference_mode(False), torch.no_grad(), _Watch(show):
-        outputs = twin(laid_out(inputs))
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
-        )
-    check_finite("the model's outputs", outputs)
+    with torch.inference_mode(False), torch.no_grad(), _Watch(show), suppress(_Enough):
+        check_finite("the model's outputs", twin(inputs))
+
+
+class _Enough(Exception):
+    """Nothing behind this layer has to be seen."""
 
 
 class _Record(TorchFunctionMode):
@@ -754,19 +788,20 @@ class _Record(TorchFunctionMode):
         super().__init__()
         self.ends: tuple[_Record, _Record] | None = None
         self.outputs: list[Tensor] = []
-        self.bends: list[Tensor] = []
-        self.live: list[bool] = []  # whether a bend depends on the inputs
+        self.live: list[bool] = []  # for each call that bends, whether it depends on the inputs
+        self.bends: list[Tensor] = []  # of those that do
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         bend = _bend(func, args, kwargs or {})
+        live = bend is not None and bend.values[0].requires_grad
         output = func(*args, **(kwargs or {}))
         if bend is not None:
-            self.bends.append(bend.rows(1).detach())
-            self.live.append(any(each.requires_grad for each in bend.values))
+            self.live.append(live)
+            self.bends += [each.detach() for each in bend.rows(1)] if live else []
         for part in output if isinstance(output, (tuple, list)) else [output]:
             if isinstance(part, Tensor) and part.is_floating_point():
                 if self.ends is not None:
-                    self._compare(func, part, *self.ends, bends=bend is not None)
+                    self._compare(func, part, *self.ends, bends=live)
                 self.outputs.append(part.detach().clone())
         return output
 
@@ -777,7 +812,8 @@ class _Record(TorchFunctionMode):
             raise ValueError(f"model must do the same with every input, but calls {name} for some only")
         a, b = one.outputs[turn], other.outputs[turn]
         if bends:
-            output.copy_((a + b) / 2)
+            with torch.no_grad():
+                output.copy_((a + b) / 2)
         elif not (output - (a + b) / 2).abs().le(1e-8 * torch.maximum(a.abs(), b.abs()).amax()).all():
             raise ValueError(
                 f"model must be piecewise linear, made of affine functions and of {_BENDS}; but {name} is neither"
@@ -797,28 +833,20 @@ def _probe(twin: Model, point: Tensor) -> list[bool]:
     )
     at_one, at_other, between = _Record(), _Record(), _Record()
     between.ends = at_one, at_other
-    with torch.enable_grad():
-        x = laid_out(one.clone().requires_grad_() * 1)  # a model may work in place on it
-        with at_one:
-            outputs = twin(x)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
-        )
-    for record, point in ((at_other, other), (between, (one + other) / 2)):
-        x = laid_out(point.clone())
-        with torch.no_grad(), record:
-            twin(x)
-
-    seen = zip(at_one.bends, at_other.bends, at_one.live, strict=True)
-    alone = [torch.cat([a, b]) for a, b, live in seen if live]
-    turn = iter(alone)
+    for record, point in ((at_one, one), (at_other, other), (between, (one + other) / 2)):
+        with torch.enable_grad():
+            x = point.clone().requires_grad_() * 1  # a model may work in place on it
+            with record:
+                outputs = twin(x)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
+            )
+    turn = iter([torch.cat(pair) for pair in zip(at_one.bends, at_other.bends, strict=True)])
 
     def compare(bend: Tensor) -> None:
-        expected = next(turn)
-        if bend.shape != expected.shape or not torch.allclose(
-            bend, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max())
-        ):
+        alone = next(turn)
+        if bend.shape != alone.shape or not (bend - alone).abs().le(1e-8 * alone.abs().amax()).all():
             raise ValueError(
                 "model must give each item what it gives it alone, one after the other along the first axis"
             )
