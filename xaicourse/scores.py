@@ -154,11 +154,12 @@ def gradient(model: Model, inputs: Tensor, target: Target, *, items: int | None 
     ValueError if no score depends on the inputs, or if a NaN or an infinity appears.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x = laid_out(inputs.detach().clone()).requires_grad_()
+        x = laid_out(inputs.detach().clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+        entrance = x.clone()  # the model may work on it in place
         if items is None or isinstance(target, (int, Tensor)):
-            score = scores(model, x, target)
+            score = scores(model, entrance, target)
         else:
-            outputs = model(x)
+            outputs = model(entrance)
             check_outputs(outputs, len(x), target)
             score = torch.cat([ask(target, batch) for batch in outputs.split(items)])
         found = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None

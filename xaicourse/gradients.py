@@ -1,0 +1,663 @@
+"""Attributions from gradients: plain, edited on the way back, and averaged (lecture 09; slides, section 3: gradient x input,
+integrated gradients, SmoothGrad).
+
+- `gradient`, `gradient_x_input`: the slope at the input, and what it makes of the input
+- `guided_backprop`, `deconvolution`: the gradient with its negative part thrown away at every ReLU
+- `integrated_gradients`, `integrate`: the average along the way from a baseline, which sums to the difference of the scores
+- `smoothgrad`, `vargrad`: mean and variance of the gradient in a noisy neighbourhood
+- `expected_gradients`: integrated gradients, averaged over baselines out of a set
+
+What is averaged is computed ``chunk`` inputs at a time and added up at once, so that memory does not grow with the number of
+steps or samples. Noise and random points are the same for all items and do not depend on ``chunk``: a batch gives what its
+items give.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .arguments import check_count, check_finite, check_generator, check_positive, kind
+from .scores import (
+    Model,
+    Target,
+    check_inputs,
+    check_model,
+    check_target,
+    of_items,
+    pairs,
+    scores,
+    unchanged,
+    wide,
+)
+from .scores import gradient as score_gradient
+
+__all__ = [
+    "Integral",
+    "deconvolution",
+    "expected_gradients",
+    "gradient",
+    "gradient_x_input",
+    "guided_backprop",
+    "integrate",
+    "integrated_gradients",
+    "smoothgrad",
+    "vargrad",
+]
+
+Quadrature = Literal["gausslegendre", "midpoint", "right", "left", "trapezoid"]
+Quadratures = ("gausslegendre", "midpoint", "right", "left", "trapezoid")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# At the input itself
+# ------------------------------------------------------------------------------------------------------------
+
+
+def gradient(model: Model, inputs: Tensor, target: Target) -> Tensor:
+    """The gradient of the score with respect to the inputs: how fast it changes with each of them.
+
+    model   an nn.Module in evaluation mode, or a function of tensors; it is not changed
+    inputs  (N, …), any float dtype and device
+    target  which score to explain: a class index, one for each item (LongTensor (N,)), or a function from the outputs to
+            scores (N,)
+
+    Returns ``df/dx_d``, shaped like ``inputs``, in units of the score per unit of the input: a sensitivity, which sums to
+    nothing in particular.
+
+    Raises ValueError or TypeError if an argument is not as above, if the score does not depend on the inputs, or if a NaN or an
+    infinity appears.
+
+    Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014.
+    """
+    target = _check(model, inputs, target)
+    with unchanged(model):
+        return _like(score_gradient(model, inputs, target)[1], inputs)
+
+
+def gradient_x_input(model: Model, inputs: Tensor, target: Target) -> Tensor:
+    """The gradient times the input, ``R_d = df/dx_d x_d``: a Taylor expansion of first order (lecture 07).
+
+    Arguments and errors are those of `gradient`. It sums to the score if the model is piecewise linear and has no biases.
+    Shrikumar et al., "Not Just a Black Box", 2016 (arXiv:1605.01713).
+    """
+    return gradient(model, inputs, target) * inputs.detach()
+
+
+def guided_backprop(model: Model, inputs: Tensor, target: Target) -> Tensor:
+    """The gradient, with what is negative set to 0 at the output of every ReLU on the way back.
+
+    Arguments, result and errors are those of `gradient`. At y = relu(x), with g what comes back to y::
+
+        g_x = max(g, 0) [x > 0]                  relu6: [0 < x < 6]
+
+    Every function that rectifies is found, whatever calls it: relu, relu6, hardtanh and clamp from 0 on, threshold at 0. A
+    model that calls none is refused, since the map would be the plain gradient.
+
+    The result resembles the input more than it tells about the model (lecture 09).
+
+    Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015.
+    """
+    return _edited(model, inputs, target, keep_mask=True)
+
+
+def deconvolution(model: Model, inputs: Tensor, target: Target) -> Tensor:
+    """The gradient, where every ReLU rectifies what comes back instead of what came in.
+
+    Arguments, result, errors and the functions that count as ReLU are those of `guided_backprop`. At y = relu(x), and likewise
+    for relu6 and the others, ``g_x = max(g, 0)`` whatever x was; max pooling passes back to its winners.
+
+    Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+    """
+    return _edited(model, inputs, target, keep_mask=False)
+
+
+def _edited(model: Model, inputs: Tensor, target: Target, *, keep_mask: bool) -> Tensor:
+    target = _check(model, inputs, target)
+    rectifiers = _Rectifiers(keep_mask)
+
+    def watched(x: Tensor) -> Tensor:
+        with rectifiers:
+            return model(x)
+
+    with unchanged(model):
+        found = score_gradient(watched, inputs, target)[1]
+    if not rectifiers.seen:
+        raise ValueError(
+            "model must call a ReLU (relu, relu6, hardtanh or clamp from 0 on, threshold at 0) between inputs and score; it "
+            "calls none, and the map would be the plain gradient"
+        )
+    return _like(found, inputs)
+
+
+class _Rectifiers(TorchFunctionMode):
+    """Sees every function that the model calls, and edits the way back through those that rectify."""
+
+    def __init__(self, keep_mask: bool) -> None:
+        super().__init__()
+        self.keep_mask, self.seen = keep_mask, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _rectifies(function, args, kwargs):
+            return function(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        if not x.requires_grad:
+            return function(*args, **kwargs)
+        self.seen += 1
+        if self.keep_mask:
+            y = function(*args, **kwargs)
+            y.register_hook(lambda g: g.clamp(min=0))  # the function's own derivative does the rest
+            return y
+        before = x.clone()
+        value = before.detach().clone()  # the function may work in place
+        y = _PositivePart.apply(before, function(value, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
+        return x.copy_(y) if _in_place(function, args, kwargs) else y
+
+
+class _PositivePart(torch.autograd.Function):
+    """y, whatever it is, as a function of x with derivative 1; what is negative does not come back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """Give y."""
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Pass what is positive to x."""
+        return grads[0].clamp(min=0), None
+
+
+_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
+_CLAMPS = {
+    *(torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_),
+    *(Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_, Tensor.clamp_min, Tensor.clamp_min_),
+}
+_HARDTANHS = {F.hardtanh, F.hardtanh_}
+_THRESHOLDS = {F.threshold, torch.threshold, torch.threshold_}
+
+
+def _rectifies(function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether this call cuts off what is below 0, and nothing else but what is above some bound."""
+
+    def argument(place: int, name: str, default: Any) -> Any:
+        return args[place] if len(args) > place else kwargs.get(name, default)
+
+    def zero(value: Any) -> bool:
+        return isinstance(value, (int, float)) and value == 0
+
+    if function in _RELUS:
+        return True
+    if function in _CLAMPS:
+        return zero(argument(1, "min", None))
+    if function in _HARDTANHS:
+        return zero(argument(1, "min_val", -1.0))
+    return function in _THRESHOLDS and zero(argument(1, "threshold", None)) and zero(argument(2, "value", None))
+
+
+def _in_place(function: Any, args: Any, kwargs: Any) -> bool:
+    place = {F.relu: 1, F.relu6: 1, F.hardtanh: 3, F.threshold: 3}.get(function)
+    if place is None:
+        return function.__name__.endswith("_")
+    return bool(args[place] if len(args) > place else kwargs.get("inplace", False))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Along the way from a baseline
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Integral:
+    """Integrated gradients, and how good they are.
+
+    relevance           shaped like the inputs
+    difference          f(x) - f(baseline) of each item, (N,): what the relevance should sum to
+    completeness_error  |sum of relevance - difference| of each item, (N,), relative to |difference|, or to a thousandth of
+                        |f(x)| + |f(baseline)| where that is more
+    steps               points that the result of each item is made of, LongTensor (N,)
+    """
+
+    relevance: Tensor
+    difference: Tensor
+    completeness_error: Tensor
+    steps: Tensor
+
+
+def integrated_gradients(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    *,
+    baseline: Tensor | float | None = None,
+    steps: int | Literal["auto"] = 64,
+    quadrature: Quadrature = "gausslegendre",
+    tolerance: float = 0.01,
+    max_steps: int = 1024,
+    chunk: int = 8,
+) -> Tensor:
+    """Average the gradient along the straight way from a baseline to the input, times the way: integrated gradients.
+
+    model       an nn.Module in evaluation mode, or a function of tensors; it is not changed
+    inputs      (N, …), any float dtype and device
+    target      which score to explain: a class index, one for each item (LongTensor (N,)), or a function from the outputs of
+                all N items to scores (N,)
+    baseline    where the way begins: a number, or a tensor that broadcasts to the inputs; None is 0
+    steps       how many points, at least 1 (trapezoid: 2); "auto" doubles them, from 16 on, until the completeness error of an
+                item is at most ``tolerance`` twice in a row; where that takes more than ``max_steps``, a RuntimeWarning says so
+    quadrature  where the points are on [0, 1], and their weights: "gausslegendre"; "midpoint" (r - 1/2)/R; "right" r/R, as in
+                the paper and on the slide; "left" (r - 1)/R; "trapezoid", R points from 0 to 1, the ends with half weight
+    tolerance   of "auto", relative, above 0
+    max_steps   of "auto", at least 32
+    chunk       how many inputs the model sees at once; a function as target sees all N items together
+
+    Returns relevance, shaped like ``inputs``::
+
+        R_d = (x_d - x0_d) sum_r w_r df/dx_d(x0 + a_r (x - x0)),    sum_d R_d -> f(x) - f(x0)
+
+    `integrate` does the same and reports how far the sum is off. A small error of the sum does not mean an accurate map.
+
+    Raises ValueError or TypeError if an argument is not as above, if the score does not depend on the inputs, or if a NaN or an
+    infinity appears.
+
+    Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
+    """
+    target, start = _check_integral(model, inputs, target, baseline, steps, quadrature, tolerance, max_steps, chunk)
+    with unchanged(model):
+        if steps != "auto":
+            return _like(_rule(model, inputs, start, target, quadrature, steps, chunk), inputs)
+        found = _adapt(model, inputs, start, target, quadrature, tolerance, max_steps, chunk)
+    if bool((found.completeness_error > tolerance).any()):
+        short = int((found.completeness_error > tolerance).sum())
+        warnings.warn(
+            f"integrated gradients of {short} of {len(inputs)} items have a completeness error of up to "
+            f"{found.completeness_error.max():.2g} after {int(found.steps.max())} steps; tolerance={tolerance:g}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found.relevance
+
+
+def integrate(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    *,
+    baseline: Tensor | float | None = None,
+    steps: int | Literal["auto"] = "auto",
+    quadrature: Quadrature = "gausslegendre",
+    tolerance: float = 0.01,
+    max_steps: int = 1024,
+    chunk: int = 8,
+) -> Integral:
+    """Integrated gradients with a report: arguments and errors as in `integrated_gradients`, and no warning.
+
+    Asks the model for the scores of inputs and baselines besides. Returns an `Integral`.
+    """
+    target, start = _check_integral(model, inputs, target, baseline, steps, quadrature, tolerance, max_steps, chunk)
+    with unchanged(model):
+        if steps == "auto":
+            return _adapt(model, inputs, start, target, quadrature, tolerance, max_steps, chunk)
+        relevance = _rule(model, inputs, start, target, quadrature, steps, chunk)
+        difference, scale = _difference(model, inputs, start, target, chunk)
+    error = _completeness_error(relevance, difference, scale)
+    return Integral(
+        _like(relevance, inputs), difference, error, torch.full((len(inputs),), steps, device=inputs.device)
+    )
+
+
+_FIRST = 16  # points that "auto" begins with; fewer are right by chance too often
+
+
+def _adapt(
+    model: Model,
+    inputs: Tensor,
+    start: Tensor,
+    target: Target,
+    quadrature: Quadrature,
+    tolerance: float,
+    max_steps: int,
+    chunk: int,
+) -> Integral:
+    """Double the points of each item until its sum is right twice in a row."""
+    difference, scale = _difference(model, inputs, start, target, chunk)
+    steps = torch.full((len(inputs),), _FIRST, device=inputs.device)
+    relevance = _rule(model, inputs, start, target, quadrature, _FIRST, chunk)
+    error = _completeness_error(relevance, difference, scale)
+    before = torch.full_like(error, math.inf)
+    fixed = quadrature == "trapezoid"  # counts both ends
+    intervals = _FIRST - fixed
+    nested = quadrature in ("right", "left", "trapezoid")
+    while 2 * intervals + fixed <= max_steps:
+        todo = torch.maximum(error, before) > tolerance
+        if not bool(todo.any()):
+            break
+        # a function as target has to see all items
+        some = todo.nonzero()[:, 0] if isinstance(target, (int, Tensor)) else torch.arange(len(inputs)).to(todo.device)
+        part = inputs[some], start[some], of_items(target, some)
+        if nested:  # twice the intervals are those there are and their midpoints: T_2n = (T_n + M_n) / 2
+            finer = (relevance[some] + _rule(model, *part, "midpoint", intervals, chunk)) / 2
+        else:
+            finer = _rule(model, *part, quadrature, 2 * intervals, chunk)
+        intervals *= 2
+        changed = todo[some]
+        relevance[some[changed]] = finer[changed]
+        steps[todo] = intervals + fixed
+        before[todo], error = error[todo], _completeness_error(relevance, difference, scale)
+    return Integral(_like(relevance, inputs), difference, error, steps)
+
+
+def _rule(
+    model: Model, inputs: Tensor, start: Tensor, target: Target, quadrature: Quadrature, steps: int, chunk: int
+) -> Tensor:
+    """One quadrature rule, (N, …), in at least float32."""
+    places, weights = (wide(inputs.new_tensor(each)) for each in _points(quadrature, steps))
+    x, x0 = inputs.detach(), start
+    way = x - x0
+
+    def make(variant: Tensor, item: Tensor) -> Tensor:
+        return x0[item] + _each(places[variant], way).to(way) * way[item]
+
+    total = torch.zeros_like(wide(x))
+    for variant, item, found in _gradients(model, make, inputs, target, steps, chunk):
+        total.index_add_(0, item, wide(found) * _each(weights[variant], found))
+    return total * way
+
+
+def _points(quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
+    """Places in [0, 1] and their weights, which sum to 1."""
+    r = np.arange(1, steps + 1)
+    if quadrature == "gausslegendre":
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        return ((places + 1) / 2).tolist(), (weights / 2).tolist()
+    if quadrature == "trapezoid":
+        weights = np.ones(steps)
+        weights[[0, -1]] = 0.5
+        return ((r - 1) / (steps - 1)).tolist(), (weights / (steps - 1)).tolist()
+    shift = {"midpoint": 0.5, "right": 0.0, "left": 1.0}[quadrature]
+    return ((r - shift) / steps).tolist(), [1 / steps] * steps
+
+
+def _difference(model: Model, inputs: Tensor, start: Tensor, target: Target, chunk: int) -> tuple[Tensor, Tensor]:
+    """f(x) - f(x0) of each item, (N,), and what an error is to be held against."""
+    at_once = chunk if isinstance(target, (int, Tensor)) else len(inputs)
+    ends = []
+    with torch.no_grad():
+        for points in (inputs.detach(), start):
+            items = torch.arange(len(inputs), device=inputs.device).split(at_once)
+            ends.append(wide(torch.cat([scores(model, points[i].clone(), of_items(target, i)) for i in items])))
+    difference = ends[0] - ends[1]
+    scale = torch.maximum(difference.abs(), 1e-3 * (ends[0].abs() + ends[1].abs()))
+    return difference, scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+
+def _completeness_error(relevance: Tensor, difference: Tensor, scale: Tensor) -> Tensor:
+    return (relevance.flatten(1).sum(1, dtype=torch.float64).to(difference) - difference).abs() / scale
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In a noisy neighbourhood
+# ------------------------------------------------------------------------------------------------------------
+
+
+def smoothgrad(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    *,
+    noise: float = 0.15,
+    samples: int = 32,
+    generator: torch.Generator | None = None,
+    chunk: int = 8,
+) -> Tensor:
+    """The mean gradient of noisy copies of the input: SmoothGrad.
+
+    model      an nn.Module in evaluation mode, or a function of tensors; it is not changed
+    inputs     (N, …), any float dtype and device
+    target     which score to explain: a class index, one for each item (LongTensor (N,)), or a function from the outputs of
+               all N items to scores (N,)
+    noise      standard deviation of the noise, relative to max - min of each item; above 0
+    samples    how many copies, at least 1
+    generator  where the noise comes from; None is torch's global one
+    chunk      how many inputs the model sees at once; a function as target sees all N items together
+
+    Returns the mean of ``df/dx_d(x + e)`` over the noise ``e ~ N(0, (noise (max x - min x))^2)``, shaped like ``inputs``: an
+    estimate of the gradient of another function, of E f(x + e). Its variance is that of a single gradient / samples.
+
+    Raises ValueError or TypeError if an argument is not as above, if an item is constant, if the score does not depend on the
+    inputs, or if a NaN or an infinity appears.
+
+    Smilkov et al., "SmoothGrad: Removing Noise by Adding Noise", 2017 (arXiv:1706.03825).
+    """
+    return _like(_noisy(model, inputs, target, noise, samples, generator, chunk)[0], inputs)
+
+
+def vargrad(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    *,
+    noise: float = 0.15,
+    samples: int = 32,
+    generator: torch.Generator | None = None,
+    chunk: int = 8,
+) -> Tensor:
+    """The variance of the gradient over noisy copies of the input: VarGrad.
+
+    Arguments and errors are those of `smoothgrad`; ``samples`` is at least 2. Returns the variance, with samples - 1, shaped
+    like ``inputs`` and at least 0: where the gradient is unsteady. Divided by ``samples``, it is the squared standard error of
+    `smoothgrad`.
+
+    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018.
+    """
+    check_count("samples", samples, least=2)
+    return _like(_noisy(model, inputs, target, noise, samples, generator, chunk, squares=True)[1], inputs)
+
+
+def _noisy(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    noise: float,
+    samples: int,
+    generator: torch.Generator | None,
+    chunk: int,
+    *,
+    squares: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Mean and, if asked for, variance of the gradients of noisy copies, (N, …) each."""
+    target = _check(model, inputs, target)
+    check_positive("noise", noise)
+    check_count("samples", samples)
+    check_generator(generator)
+    check_count("chunk", chunk)
+    x = inputs.detach()
+    values = x.flatten(1)
+    sigma = noise * (values.amax(1) - values.amin(1))
+    if bool((sigma == 0).any()):
+        constant = (sigma == 0).nonzero()[:, 0].tolist()
+        raise ValueError(f"inputs must not be constant, since the noise is relative to max - min; items {constant} are")
+    draw = _Draws(lambda: _normal(x[0], generator))
+
+    def make(variant: Tensor, item: Tensor) -> Tensor:
+        return torch.addcmul(x[item], draw(variant), _each(sigma[item], x))
+
+    mean = torch.zeros_like(wide(x))
+    spread = torch.zeros_like(mean) if squares else mean
+    count = torch.zeros(len(x), device=x.device)
+    with unchanged(model):
+        for _, item, found in _gradients(model, make, inputs, target, samples, chunk):
+            found = wide(found)
+            if not squares:
+                mean.index_add_(0, item, found, alpha=1 / samples)
+                continue
+            for i, each in zip(item.tolist(), found, strict=True):  # Welford: no difference of large sums
+                count[i] += 1
+                step = each - mean[i]
+                mean[i] += step / count[i]
+                spread[i] += step * (each - mean[i])
+    return mean, spread / (samples - 1) if squares else spread
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like)
+
+
+class _Draws:
+    """Random tensors by number, drawn in their order whatever the chunks are, and forgotten when they have had their turn."""
+
+    def __init__(self, draw: Callable[[], Tensor]) -> None:
+        self.draw, self.kept, self.next = draw, dict[int, Tensor](), 0
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        wanted = numbers.tolist()
+        while self.next <= max(wanted):
+            self.kept[self.next] = self.draw()
+            self.next += 1
+        self.kept = {number: drawn for number, drawn in self.kept.items() if number >= min(wanted)}
+        return torch.stack([self.kept[number] for number in wanted])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Over a set of baselines
+# ------------------------------------------------------------------------------------------------------------
+
+
+def expected_gradients(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    *,
+    baselines: Tensor,
+    samples: int = 64,
+    generator: torch.Generator | None = None,
+    chunk: int = 8,
+) -> Tensor:
+    """Integrated gradients from a random baseline, one random point each: expected gradients.
+
+    baselines  (M, …), the set to draw from, each shaped like an item of the inputs, such as training samples
+    samples    how many pairs of a baseline and a point, at least 1, the same for all items
+
+    All others as in `smoothgrad`. Returns relevance, shaped like ``inputs``: the mean over the samples of
+
+        (x_d - b_d) df/dx_d(b + a (x - b)),    b uniform in the set, a uniform in [0, 1]
+
+    In expectation it sums to f(x) less the mean score of the set; with few samples it is off by chance.
+
+    Raises ValueError or TypeError if an argument is not as above, if the score does not depend on the inputs, or if a NaN or an
+    infinity appears.
+
+    Erion et al., "Improving Performance of Deep Learning Models with Axiomatic Attribution Priors and Expected Gradients",
+    Nature Machine Intelligence 3, 2021.
+    """
+    target = _check(model, inputs, target)
+    if not isinstance(baselines, Tensor) or not baselines.is_floating_point():
+        raise TypeError(f"baselines must be a tensor of a float dtype, got {kind(baselines)}")
+    if baselines.shape[1:] != inputs.shape[1:] or len(baselines) == 0:
+        expected = ", ".join(map(str, ["M", *inputs.shape[1:]]))
+        raise ValueError(f"baselines must have shape ({expected}), as the inputs, got {tuple(baselines.shape)}")
+    check_finite("baselines", baselines)
+    check_count("samples", samples)
+    check_generator(generator)
+    check_count("chunk", chunk)
+    x, b = inputs.detach(), baselines.detach().to(inputs)
+    device = generator.device if generator is not None else x.device
+    which = torch.randint(len(b), (samples,), generator=generator, device=device).to(x.device)
+    places = torch.rand(samples, generator=generator, device=device).to(wide(x))
+
+    def make(variant: Tensor, item: Tensor) -> Tensor:
+        return torch.lerp(b[which[variant]], x[item], _each(places[variant], x).to(x))
+
+    total = torch.zeros_like(wide(x))
+    with unchanged(model):
+        for variant, item, found in _gradients(model, make, inputs, target, samples, chunk):
+            total.index_add_(0, item, wide(found) * (x[item] - b[which[variant]]), alpha=1 / samples)
+    return _like(total, inputs)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What they share
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _gradients(
+    model: Model,
+    make: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    target: Target,
+    variants: int,
+    chunk: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The gradient of every item in every variant, chunk by chunk: (variant (n,), item (n,), gradient (n, …))."""
+    for variant, item in pairs(len(inputs), variants, target, chunk, inputs.device):
+        _, found = score_gradient(model, make(variant, item), of_items(target, item), items=len(inputs))
+        yield variant, item, found
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """(n,) as (n, 1, …), to be multiplied with (n, …)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _like(relevance: Tensor, inputs: Tensor) -> Tensor:
+    """In the dtype and memory format of the inputs; an error if it is not finite there."""
+    found = torch.empty_like(inputs, requires_grad=False).copy_(relevance)
+    check_finite("the relevance", found)
+    return found
+
+
+def _check(model: Model, inputs: Tensor, target: Target) -> Target:
+    check_model(model)
+    check_inputs(inputs)
+    return check_target(target, len(inputs))
+
+
+def _check_integral(
+    model: Model,
+    inputs: Tensor,
+    target: Target,
+    baseline: Tensor | float | None,
+    steps: int | str,
+    quadrature: str,
+    tolerance: float,
+    max_steps: int,
+    chunk: int,
+) -> tuple[Target, Tensor]:
+    """Check everything; the target and the baseline in the shape of the inputs."""
+    target = _check(model, inputs, target)
+    if quadrature not in Quadratures:
+        raise ValueError(f"quadrature must be one of {', '.join(Quadratures)}, got {quadrature!r}")
+    if isinstance(steps, str):
+        if steps != "auto":
+            raise ValueError(f'steps must be a number or "auto", got {steps!r}')
+        check_positive("tolerance", tolerance)
+        check_count("max_steps", max_steps, least=2 * _FIRST)
+    else:
+        check_count("steps", steps, least=2 if quadrature == "trapezoid" else 1)
+    check_count("chunk", chunk)
+    if baseline is None:
+        baseline = 0.0
+    if isinstance(baseline, bool) or not isinstance(baseline, (int, float, Tensor)):
+        raise TypeError(f"baseline must be a number, a tensor or None, got {type(baseline).__name__}")
+    start = torch.as_tensor(baseline, dtype=None if isinstance(baseline, Tensor) else torch.float64).detach()
+    if not start.is_floating_point():
+        raise TypeError(f"baseline must be of a float dtype, got {start.dtype}")
+    check_finite("baseline", start)
+    try:
+        fits = torch.broadcast_shapes(start.shape, inputs.shape) == inputs.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"baseline must broadcast to the inputs, {tuple(inputs.shape)}, got {tuple(start.shape)}")
+    return target, start.to(inputs).expand_as(inputs)
