@@ -27,7 +27,6 @@ SMOOTH = {
     "norm": lambda x: x.norm(dim=-1),
     "rms norm": lambda x: F.rms_norm(x, (6,)), "einsum": lambda x: torch.einsum("nij,nkj->nik", x, x), "erf": torch.erf,
 }  # fmt: skip
-LSTM = nn.LSTM(6, 3, batch_first=True).double()
 
 
 def seeded(seed=0):
@@ -44,6 +43,9 @@ def filled(model, dtype=torch.float64, scale=0.5, bias=True):
         for seed, (name, parameter) in enumerate(model.named_parameters()):
             parameter.copy_(scale * normal(*parameter.shape, seed=seed) * (bias or "bias" not in name))
     return model
+
+
+LSTM = filled(nn.LSTM(6, 3, batch_first=True))
 
 
 def mlp(activation=nn.Tanh, inputs=3, classes=2, dtype=torch.float64, bias=True):
@@ -170,7 +172,7 @@ def test_items_are_independent_and_a_target_picks_an_output(order, kind):
         torch.testing.assert_close(
             together[:, i], alone if kind == "none" else alone[:, labels[i]], rtol=1e-10, atol=1e-12
         )
-    tensors = taylor.derivative(model, x0, min(order, 2), target=target, chunk=4)
+    tensors = taylor.derivative(model, x0, min(order, 2), target=target, chunk=7)
     for i in range(3):
         alone = taylor.derivative(model, x0[i : i + 1], min(order, 2))[0]
         torch.testing.assert_close(tensors[i], alone if kind == "none" else alone[labels[i]], rtol=1e-10, atol=1e-12)
@@ -186,6 +188,16 @@ def test_other_dtypes_keep_their_dtype_and_come_close(dtype):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=200 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_of_float32_can_be_expanded_too(kind):
+    """Their fast kernels have no forward-mode derivative."""
+    layer, x0, x = filled(kind(6, 3, batch_first=True)), normal(2, 4, 6), normal(2, 4, 6, seed=1)
+    expected = taylor.expansion(lambda x: layer(x)[0], x0, x, 2).terms
+    layer = layer.float()
+    found = taylor.expansion(lambda x: layer(x)[0], x0.float(), x.float(), 2).terms
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_function_may_change_its_input_in_place_and_turn_gradients_off():
     x0, x = normal(2, 6), normal(2, 6, seed=1)
 
@@ -193,7 +205,8 @@ def test_a_function_may_change_its_input_in_place_and_turn_gradients_off():
     def f(x):
         y = x.clone()
         y[:, 0] = 2
-        return F.silu(y, inplace=True).mul_(3)
+        F.silu(y, inplace=True)
+        return y.mul_(3)
 
     expected = taylor.expansion(lambda x: 3 * F.silu(torch.cat([0 * x[:, :1] + 2, x[:, 1:]], 1)), x0, x, 3).terms
     torch.testing.assert_close(taylor.expansion(f, x0, x, 3).terms, expected)
@@ -325,7 +338,7 @@ def test_the_orthogonal_root_is_the_nearest_one_and_has_the_sum_of_gradient_x_in
     model, x, target = convolutional(nn.Tanh), normal(3, 2, 8, 8), torch.tensor([2, 0, 1])
     g, x0 = gradient(model, x, target), taylor.orthogonal_root(model, x, target)
     assert ((g * x0).sum((1, 2, 3)).abs() < 1e-12).all()
-    for seed in range(5):  # any other point of that plane is farther away
+    for seed in range(50, 55):  # any other point of that plane is farther away
         other = normal(3, 2, 8, 8, seed=seed)
         other -= g * ((g * other).sum((1, 2, 3)) / (g * g).sum((1, 2, 3))).view(-1, 1, 1, 1)
         assert ((x - x0).flatten(1).norm(dim=1) < (x - other).flatten(1).norm(dim=1)).all()
@@ -412,6 +425,7 @@ class Counting(nn.Module):
         lambda model, x: taylor.relevance(model, x, 0),
         lambda model, x: taylor.relevance(model, x, 0, at="root"),
         lambda model, x: taylor.relevance(model, x, 7),
+        lambda model, x: taylor.relevance(model, x, 0, root="nowhere"),
     ],
 )
 def test_the_model_comes_back_as_it_was_also_after_an_error(work):
