@@ -725,8 +725,8 @@ def _windows(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    """The k values among which a max pooling chooses, at each place: (…, k), where ``pooled`` has the shape (…)."""
-    x, lowest = input, float(input.min()) - 1  # what stands in the padding never wins
+    """The k values among which a max pooling chooses, but for a constant in each row: (…, k), where ``pooled`` has (…)."""
+    x = 1 + input - input.flatten(1).amin(1).view(-1, *[1] * (input.dim() - 1))  # so that the padding's zeros never win
     kernel, step, pad, spread = (
         (value,) * dimensions if isinstance(value, int) else tuple(value)
         for value in (kernel_size, stride or kernel_size, padding, dilation)
@@ -737,7 +737,7 @@ def _windows(
         needed = (pooled.shape[first + d] - 1) * step[d] + span
         behind = needed - pad[d] - x.shape[first + d]  # below 0: the last values are in no window
         sides = (0, 0) * (dimensions - 1 - d) + (pad[d], max(behind, 0))
-        x = F.pad(x, sides, value=lowest).narrow(first + d, 0, needed)
+        x = F.pad(x, sides).narrow(first + d, 0, needed)
     for d in range(dimensions):
         x = x.unfold(first + d, spread[d] * (kernel[d] - 1) + 1, step[d])[..., :: spread[d]]
     return x.flatten(-dimensions)
