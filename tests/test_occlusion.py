@@ -182,23 +182,15 @@ def by_hand(model, inputs, target, cells, keep, remove, centred):
     return sum_fm / keep - sum_f0 / (1 - keep) if centred else sum_fm / sum_m
 
 
+@pytest.mark.parametrize("remove", [removal.mean(), removal.mean(kept=True)], ids=["mean", "mean of what is kept"])
 @pytest.mark.parametrize("keep", [0.5, 0.2])
 @pytest.mark.parametrize("centred", [False, True])
-def test_all_masks_give_the_expectation(keep, centred):
+def test_all_masks_give_the_expectation(remove, keep, centred):
     model, inputs = network(size=6), normal(2, 2, 6, 6)
     ours = occlusion.rise_estimate(
-        model,
-        inputs,
-        1,
-        masks="all",
-        cells=3,
-        keep=keep,
-        soft=False,
-        centred=centred,
-        removal=removal.mean(),
-        chunk=100,
+        model, inputs, 1, masks="all", cells=3, keep=keep, soft=False, centred=centred, removal=remove, chunk=100
     )
-    wanted = by_hand(model, inputs, 1, 3, keep, removal.mean(), centred)
+    wanted = by_hand(model, inputs, 1, 3, keep, remove, centred)
     torch.testing.assert_close(ours.relevance.sum(1), wanted, rtol=0, atol=1e-12)
     assert (ours.standard_errors == 0).all() and ours.evaluations == 512
 
@@ -225,6 +217,37 @@ def test_random_masks_are_unbiased_and_their_standard_errors_honest(keep, centre
     assert ((ratio > 0.85) & (ratio < 1.15)).all()
     covered = ((found - exact).abs() < 1.96 * errors).double().mean()
     assert 0.92 < covered < 0.97
+
+
+def test_centred_is_unbiased_for_few_masks_too():
+    """Of two masks, a covariance around their own mean would be half the true one."""
+    inputs = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    runs = torch.cat(
+        [
+            occlusion.rise(
+                lambda x: x.sum((1, 2, 3))[:, None] ** 2, inputs, 0,
+                masks=2, cells=2, soft=False, centred=True, generator=seeded(seed),
+            )
+            for seed in range(1500)
+        ]
+    ).flatten(1)  # fmt: skip
+    exact = occlusion.rise(
+        lambda x: x.sum((1, 2, 3))[:, None] ** 2, inputs, 0, masks="all", cells=2, soft=False, centred=True
+    ).flatten()
+    z = (runs.mean(0) - exact) / (runs.std(0) / math.sqrt(len(runs)))
+    assert z.abs().max() < 3.5 and (exact > 6 * runs.std(0) / math.sqrt(len(runs))).all()
+
+
+def test_centred_a_constant_in_the_score_does_not_matter():
+    model, inputs = network(), normal(1, 2, 8, 8)
+    plain, shifted = (
+        occlusion.rise_estimate(
+            lambda x, c=constant: model(x) + c, inputs, 0, masks=50, cells=3, centred=True, generator=seeded()
+        )
+        for constant in (0, 1000)
+    )
+    torch.testing.assert_close(plain.relevance, shifted.relevance, rtol=0, atol=1e-9)
+    torch.testing.assert_close(plain.standard_errors, shifted.standard_errors, rtol=0, atol=1e-9)
 
 
 def test_soft_masks_are_the_papers_grids_interpolated_shifted_and_cropped():

@@ -140,16 +140,12 @@ def test_channels_may_lose_different_pixels(name, seed, share, shape):
     assert torch.equal(result[~gone], inputs[~gone]) and torch.isfinite(result).all()
 
 
-@pytest.mark.parametrize("name", ["mean", "blur", "mean of what is kept", "inpainting"])
+@pytest.mark.parametrize("name", ["mean", "blur", "mean of what is kept"])
 def test_a_time_series_is_an_image_one_pixel_high(name):
     series = torch.randn(2, 3, 12, generator=seeded(), dtype=torch.float64)
     removed = torch.rand(2, 1, 12, generator=seeded(1)) < 0.4
     as_image = REMOVALS[name]()(series[:, :, None], removed[:, :, None])[:, :, 0]
-    if name == "inpainting":  # an image one pixel high has borders above and below, a line has none
-        as_image = REMOVALS[name]()(series[:, :, None].expand(-1, -1, 9, -1), removed[:, :, None])[:, :, 4]
-        assert (REMOVALS[name]()(series, removed) - as_image).abs().max() < 2
-    else:
-        torch.testing.assert_close(REMOVALS[name]()(series, removed), as_image, rtol=0, atol=1e-12)
+    torch.testing.assert_close(REMOVALS[name]()(series, removed), as_image, rtol=0, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -329,11 +325,11 @@ def inpainted(item, gone, per_channel):
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("scale", [1, 1000])
-def test_inpainting_is_scikit_images(per_channel, scale):
-    inputs, removed = some(height=12, width=10, share=0.4)
-    if per_channel:
-        removed = torch.rand(inputs.shape, generator=seeded(3)) < 0.4
+@pytest.mark.parametrize(("shape", "scale"), [((2, 3, 12, 10), 1), ((2, 3, 12, 10), 1000), ((2, 3, 40), 1)])
+def test_inpainting_is_scikit_images(per_channel, shape, scale):
+    inputs = torch.randn(shape, generator=seeded(), dtype=torch.float64)
+    removed = torch.rand(shape, generator=seeded(3)) < 0.4
+    removed = removed if per_channel else removed[:, :1]
     ours = removal.inpainting()(inputs * scale, removed)
     pairs = zip((inputs * scale).numpy(), removed.expand_as(inputs).numpy(), strict=True)
     theirs = np.stack([inpainted(*pair, per_channel) for pair in pairs])

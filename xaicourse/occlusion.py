@@ -48,7 +48,8 @@ def occlusion(
              channels, which the window then takes together: 8 is (C, 8, 8) for images and (C, 8) for time series
     stride   how far the window moves, as ``patch``, and no further than ``patch``; None is ``patch``, so that windows do not
              overlap
-    removal  what takes the place of what is removed, one of ``xaicourse.removal``; None is ``removal.baseline(0)``
+    removal  what takes the place of what is removed, one of ``xaicourse.removal``, random ones anew for each window; None is
+             ``removal.baseline(0)``
     share    True: a window's fall is shared equally among its features (pixels times channels), so that their relevance sums
              to it; False: every feature of the window gets the whole fall, as in captum
     chunk    how many inputs the model sees at once
