@@ -14,7 +14,10 @@ items give.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ from .arguments import check_count, check_finite, check_generator, check_positiv
 from .scores import (
     Model,
     Target,
+    ask,
     check_inputs,
     check_model,
     check_target,
@@ -55,6 +59,7 @@ __all__ = [
 ]
 
 Quadrature = Literal["gausslegendre", "midpoint", "right", "left", "trapezoid"]
+Method = Callable[[Model, Tensor, Target], Tensor]
 Quadratures = ("gausslegendre", "midpoint", "right", "left", "trapezoid")
 
 
@@ -90,7 +95,7 @@ def gradient_x_input(model: Model, inputs: Tensor, target: Target) -> Tensor:
     Arguments and errors are those of `gradient`. It sums to the score if the model is piecewise linear and has no biases.
     Shrikumar et al., "Not Just a Black Box", 2016 (arXiv:1605.01713).
     """
-    return gradient(model, inputs, target) * inputs.detach()
+    return _like(gradient(model, inputs, target) * inputs.detach(), inputs)
 
 
 def guided_backprop(model: Model, inputs: Tensor, target: Target) -> Tensor:
@@ -100,8 +105,10 @@ def guided_backprop(model: Model, inputs: Tensor, target: Target) -> Tensor:
 
         g_x = max(g, 0) [x > 0]                  relu6: [0 < x < 6]
 
-    Every function that rectifies is found, whatever calls it: relu, relu6, hardtanh and clamp from 0 on, threshold at 0. A
-    model that calls none is refused, since the map would be the plain gradient.
+    Every ReLU counts, whatever calls it: relu, relu6, hardtanh and clamp from 0 on, threshold at 0, a maximum with zeros. Other
+    activations (GELU, SiLU, leaky ReLU) keep their derivative. What PyTorch does not call by such a name cannot be seen: a ReLU
+    spelled ``x * (x > 0)``, or in a scripted module or a custom ``autograd.Function``. A model without any is refused, since
+    the map would be the plain gradient, and so is an ``nn.RNN`` of ReLUs, which it hides.
 
     The result resembles the input more than it tells about the model (lecture 09).
 
@@ -114,7 +121,8 @@ def deconvolution(model: Model, inputs: Tensor, target: Target) -> Tensor:
     """The gradient, where every ReLU rectifies what comes back instead of what came in.
 
     Arguments, result, errors and the functions that count as ReLU are those of `guided_backprop`. At y = relu(x), and likewise
-    for relu6 and the others, ``g_x = max(g, 0)`` whatever x was; max pooling passes back to its winners.
+    for relu6 and the others, ``g_x = max(g, 0)`` whatever x was: below 0, or above 6 where a relu6 is saturated. Max pooling
+    passes back to its winners.
 
     Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
     """
@@ -126,7 +134,7 @@ def _edited(model: Model, inputs: Tensor, target: Target, *, keep_mask: bool) ->
     rectifiers = _Rectifiers(keep_mask)
 
     def watched(x: Tensor) -> Tensor:
-        with rectifiers:
+        with _uncompiled(), rectifiers:
             return model(x)
 
     with unchanged(model):
@@ -134,13 +142,13 @@ def _edited(model: Model, inputs: Tensor, target: Target, *, keep_mask: bool) ->
     if not rectifiers.seen:
         raise ValueError(
             "model must call a ReLU (relu, relu6, hardtanh or clamp from 0 on, threshold at 0) between inputs and score; it "
-            "calls none, and the map would be the plain gradient"
+            "calls none that can be seen, and the map would be the plain gradient"
         )
     return _like(found, inputs)
 
 
 class _Rectifiers(TorchFunctionMode):
-    """Sees every function that the model calls, and edits the way back through those that rectify."""
+    """Sees every function that the model calls, and puts another one in the place of those that rectify."""
 
     def __init__(self, keep_mask: bool) -> None:
         super().__init__()
@@ -148,68 +156,96 @@ class _Rectifiers(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not _rectifies(function, args, kwargs):
+        if function is torch.rnn_relu:
+            raise ValueError("model must not hide its ReLUs in an nn.RNN; write its steps out with torch.relu")
+        found = _RECTIFIERS[function](*args, **kwargs) if function in _RECTIFIERS else None
+        if found is None or not (found[0].requires_grad and torch.is_grad_enabled()):
             return function(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        if not x.requires_grad:
-            return function(*args, **kwargs)
+        x, ceiling, in_place = found
         self.seen += 1
-        if self.keep_mask:
-            y = function(*args, **kwargs)
-            y.register_hook(lambda g: g.clamp(min=0))  # the function's own derivative does the rest
-            return y
-        before = x.clone()
-        value = before.detach().clone()  # the function may work in place
-        y = _PositivePart.apply(before, function(value, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
-        return x.copy_(y) if _in_place(function, args, kwargs) else y
+        y = _Rectified.apply(x, ceiling, self.keep_mask)
+        return x.copy_(y) if in_place or function in _IN_PLACE else y
 
 
-class _PositivePart(torch.autograd.Function):
-    """y, whatever it is, as a function of x with derivative 1; what is negative does not come back."""
+class _Rectified(torch.autograd.Function):
+    """y = min(max(x, 0), ceiling), and what comes back of it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        """Give y."""
-        return y.view_as(y)
+    def forward(ctx: Any, x: Tensor, ceiling: float, keep_mask: bool) -> Tensor:
+        """Give y, and remember where it lies between its bounds."""
+        y = x.clamp(0, ceiling)
+        if keep_mask:
+            ctx.save_for_backward((y > 0) & (y < ceiling))  # not y: the model may work on it in place
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Pass what is positive to x."""
-        return grads[0].clamp(min=0), None
+        positive = grads[0].clamp(min=0)
+        return (positive * ctx.saved_tensors[0] if ctx.saved_tensors else positive), None, None
 
 
-_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
-_CLAMPS = {
-    *(torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_),
-    *(Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_, Tensor.clamp_min, Tensor.clamp_min_),
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """A compiled model runs as it was written, so that its calls are seen. Who has compiled has loaded the compiler."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+# What a call rectifies, at which ceiling, and whether in place; None if it is no ReLU. Arguments are named as PyTorch does.
+Rectifier = tuple[Tensor, float, bool] | None
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Rectifier:
+    return input, math.inf, inplace
+
+
+def _relu6(input: Tensor, inplace: bool = False) -> Rectifier:
+    return input, 6.0, inplace
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Rectifier:
+    return (input, max_val, inplace) if min_val == 0 else None
+
+
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Rectifier:
+    return (input, math.inf, inplace) if threshold == value == 0 else None
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Any = None) -> Rectifier:
+    if out is not None or isinstance(max, Tensor) or (max is not None and max <= 0):
+        return None
+    return (input, math.inf if max is None else float(max), False) if _is_zero(min, input) else None
+
+
+def _maximum(input: Tensor, other: Any = None, *axis: Any, **options: Any) -> Rectifier:
+    if axis or options or not isinstance(other, Tensor):
+        return None  # torch.max is also a maximum along an axis
+    if _is_zero(other, input):
+        return input, math.inf, False
+    return (other, math.inf, False) if _is_zero(input, other) else None
+
+
+def _is_zero(bound: Any, x: Tensor) -> bool:
+    """Whether it is 0 for every x."""
+    if not isinstance(bound, Tensor):
+        return isinstance(bound, (int, float)) and bound == 0
+    spread = torch.broadcast_shapes(bound.shape, x.shape) == x.shape
+    return spread and x.is_floating_point() and not bound.requires_grad and not bool(bound.any())
+
+
+_RECTIFIERS: dict[Any, Callable[..., Rectifier]] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), _relu),
+    **dict.fromkeys((F.relu6,), _relu6),
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), _threshold),
+    **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _clamp),
+    **dict.fromkeys(
+        (Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_, Tensor.clamp_min, Tensor.clamp_min_), _clamp
+    ),
+    **dict.fromkeys((torch.maximum, Tensor.maximum, torch.max, Tensor.max, torch.fmax, Tensor.fmax), _maximum),
 }
-_HARDTANHS = {F.hardtanh, F.hardtanh_}
-_THRESHOLDS = {F.threshold, torch.threshold, torch.threshold_}
-
-
-def _rectifies(function: Any, args: Any, kwargs: Any) -> bool:
-    """Whether this call cuts off what is below 0, and nothing else but what is above some bound."""
-
-    def argument(place: int, name: str, default: Any) -> Any:
-        return args[place] if len(args) > place else kwargs.get(name, default)
-
-    def zero(value: Any) -> bool:
-        return isinstance(value, (int, float)) and value == 0
-
-    if function in _RELUS:
-        return True
-    if function in _CLAMPS:
-        return zero(argument(1, "min", None))
-    if function in _HARDTANHS:
-        return zero(argument(1, "min_val", -1.0))
-    return function in _THRESHOLDS and zero(argument(1, "threshold", None)) and zero(argument(2, "value", None))
-
-
-def _in_place(function: Any, args: Any, kwargs: Any) -> bool:
-    place = {F.relu: 1, F.relu6: 1, F.hardtanh: 3, F.threshold: 3}.get(function)
-    if place is None:
-        return function.__name__.endswith("_")
-    return bool(args[place] if len(args) > place else kwargs.get("inplace", False))
+_IN_PLACE = {function for function in _RECTIFIERS if function.__name__.endswith("_")}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -226,12 +262,14 @@ class Integral:
     completeness_error  |sum of relevance - difference| of each item, (N,), relative to |difference|, or to a thousandth of
                         |f(x)| + |f(baseline)| where that is more
     steps               points that the result of each item is made of, LongTensor (N,)
+    evaluations         gradients that were computed for each item on the way there, LongTensor (N,)
     """
 
     relevance: Tensor
     difference: Tensor
     completeness_error: Tensor
     steps: Tensor
+    evaluations: Tensor
 
 
 def integrated_gradients(
@@ -311,9 +349,8 @@ def integrate(
         relevance = _rule(model, inputs, start, target, quadrature, steps, chunk)
         difference, scale = _difference(model, inputs, start, target, chunk)
     error = _completeness_error(relevance, difference, scale)
-    return Integral(
-        _like(relevance, inputs), difference, error, torch.full((len(inputs),), steps, device=inputs.device)
-    )
+    taken = torch.full((len(inputs),), steps, device=inputs.device)
+    return Integral(_like(relevance, inputs), difference, error, taken, taken.clone())
 
 
 _FIRST = 16  # points that "auto" begins with; fewer are right by chance too often
@@ -331,7 +368,7 @@ def _adapt(
 ) -> Integral:
     """Double the points of each item until its sum is right twice in a row."""
     difference, scale = _difference(model, inputs, start, target, chunk)
-    steps = torch.full((len(inputs),), _FIRST, device=inputs.device)
+    steps, evaluations = (torch.full((len(inputs),), _FIRST, device=inputs.device) for _ in range(2))
     relevance = _rule(model, inputs, start, target, quadrature, _FIRST, chunk)
     error = _completeness_error(relevance, difference, scale)
     before = torch.full_like(error, math.inf)
@@ -353,39 +390,40 @@ def _adapt(
         changed = todo[some]
         relevance[some[changed]] = finer[changed]
         steps[todo] = intervals + fixed
+        evaluations[some] += intervals // 2 if nested else intervals
         before[todo], error = error[todo], _completeness_error(relevance, difference, scale)
-    return Integral(_like(relevance, inputs), difference, error, steps)
+    return Integral(_like(relevance, inputs), difference, error, steps, evaluations)
 
 
 def _rule(
     model: Model, inputs: Tensor, start: Tensor, target: Target, quadrature: Quadrature, steps: int, chunk: int
 ) -> Tensor:
     """One quadrature rule, (N, …), in at least float32."""
-    places, weights = (wide(inputs.new_tensor(each)) for each in _points(quadrature, steps))
-    x, x0 = inputs.detach(), start
-    way = x - x0
+    x, x0 = wide(inputs.detach()), wide(start)
+    places, weights = (each.to(x) for each in _points(quadrature, steps))
 
     def make(variant: Tensor, item: Tensor) -> Tensor:
-        return x0[item] + _each(places[variant], way).to(way) * way[item]
+        return torch.lerp(x0[item], x[item], _each(places[variant], x)).to(inputs.dtype)
 
-    total = torch.zeros_like(wide(x))
+    total = torch.zeros_like(x)
     for variant, item, found in _gradients(model, make, inputs, target, steps, chunk):
         total.index_add_(0, item, wide(found) * _each(weights[variant], found))
-    return total * way
+    return total * (x - x0)
 
 
-def _points(quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
+@functools.lru_cache(maxsize=32)
+def _points(quadrature: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
     """Places in [0, 1] and their weights, which sum to 1."""
-    r = np.arange(1, steps + 1)
+    r = torch.arange(1, steps + 1, dtype=torch.float64)
     if quadrature == "gausslegendre":
-        places, weights = np.polynomial.legendre.leggauss(steps)
-        return ((places + 1) / 2).tolist(), (weights / 2).tolist()
+        places, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(steps))  # for [-1, 1]
+        return (places + 1) / 2, weights / 2
+    weights = torch.full_like(r, 1 / steps)
     if quadrature == "trapezoid":
-        weights = np.ones(steps)
-        weights[[0, -1]] = 0.5
-        return ((r - 1) / (steps - 1)).tolist(), (weights / (steps - 1)).tolist()
-    shift = {"midpoint": 0.5, "right": 0.0, "left": 1.0}[quadrature]
-    return ((r - shift) / steps).tolist(), [1 / steps] * steps
+        weights = torch.full_like(r, 1 / (steps - 1))
+        weights[[0, -1]] /= 2
+        return (r - 1) / (steps - 1), weights
+    return (r - {"midpoint": 0.5, "right": 0.0, "left": 1.0}[quadrature]) / steps, weights
 
 
 def _difference(model: Model, inputs: Tensor, start: Tensor, target: Target, chunk: int) -> tuple[Tensor, Tensor]:
@@ -402,7 +440,7 @@ def _difference(model: Model, inputs: Tensor, start: Tensor, target: Target, chu
 
 
 def _completeness_error(relevance: Tensor, difference: Tensor, scale: Tensor) -> Tensor:
-    return (relevance.flatten(1).sum(1, dtype=torch.float64).to(difference) - difference).abs() / scale
+    return (relevance.flatten(1).sum(1).to(difference) - difference).abs() / scale
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -417,6 +455,7 @@ def smoothgrad(
     *,
     noise: float = 0.15,
     samples: int = 32,
+    method: Method = gradient,
     generator: torch.Generator | None = None,
     chunk: int = 8,
 ) -> Tensor:
@@ -428,6 +467,7 @@ def smoothgrad(
                all N items to scores (N,)
     noise      standard deviation of the noise, relative to max - min of each item; above 0
     samples    how many copies, at least 1
+    method     what is averaged: any attribution ``method(model, inputs, target)``, such as `gradient_x_input`
     generator  where the noise comes from; None is torch's global one
     chunk      how many inputs the model sees at once; a function as target sees all N items together
 
@@ -439,7 +479,7 @@ def smoothgrad(
 
     Smilkov et al., "SmoothGrad: Removing Noise by Adding Noise", 2017 (arXiv:1706.03825).
     """
-    return _like(_noisy(model, inputs, target, noise, samples, generator, chunk)[0], inputs)
+    return _like(_noisy(model, inputs, target, noise, samples, method, generator, chunk)[0], inputs)
 
 
 def vargrad(
@@ -449,6 +489,7 @@ def vargrad(
     *,
     noise: float = 0.15,
     samples: int = 32,
+    method: Method = gradient,
     generator: torch.Generator | None = None,
     chunk: int = 8,
 ) -> Tensor:
@@ -458,10 +499,11 @@ def vargrad(
     like ``inputs`` and at least 0: where the gradient is unsteady. Divided by ``samples``, it is the squared standard error of
     `smoothgrad`.
 
-    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018.
+    Adebayo et al., "Local Explanation Methods for Deep Neural Networks Lack Sensitivity to Parameter Values", ICLR workshop
+    2018.
     """
     check_count("samples", samples, least=2)
-    return _like(_noisy(model, inputs, target, noise, samples, generator, chunk, squares=True)[1], inputs)
+    return _like(_noisy(model, inputs, target, noise, samples, method, generator, chunk, squares=True)[1], inputs)
 
 
 def _noisy(
@@ -470,6 +512,7 @@ def _noisy(
     target: Target,
     noise: float,
     samples: int,
+    method: Method,
     generator: torch.Generator | None,
     chunk: int,
     *,
@@ -479,6 +522,8 @@ def _noisy(
     target = _check(model, inputs, target)
     check_positive("noise", noise)
     check_count("samples", samples)
+    if not callable(method):
+        raise TypeError(f"method must be an attribution, method(model, inputs, target), got {type(method).__name__}")
     check_generator(generator)
     check_count("chunk", chunk)
     x = inputs.detach()
@@ -496,7 +541,7 @@ def _noisy(
     spread = torch.zeros_like(mean) if squares else mean
     count = torch.zeros(len(x), device=x.device)
     with unchanged(model):
-        for _, item, found in _gradients(model, make, inputs, target, samples, chunk):
+        for _, item, found in _gradients(model, make, inputs, target, samples, chunk, method):
             found = wide(found)
             if not squares:
                 mean.index_add_(0, item, found, alpha=1 / samples)
@@ -571,15 +616,15 @@ def expected_gradients(
     check_count("samples", samples)
     check_generator(generator)
     check_count("chunk", chunk)
-    x, b = inputs.detach(), baselines.detach().to(inputs)
+    x, b = wide(inputs.detach()), wide(baselines.detach().to(inputs))
     device = generator.device if generator is not None else x.device
     which = torch.randint(len(b), (samples,), generator=generator, device=device).to(x.device)
-    places = torch.rand(samples, generator=generator, device=device).to(wide(x))
+    places = torch.rand(samples, generator=generator, device=device).to(x)
 
     def make(variant: Tensor, item: Tensor) -> Tensor:
-        return torch.lerp(b[which[variant]], x[item], _each(places[variant], x).to(x))
+        return torch.lerp(b[which[variant]], x[item], _each(places[variant], x)).to(inputs.dtype)
 
-    total = torch.zeros_like(wide(x))
+    total = torch.zeros_like(x)
     with unchanged(model):
         for variant, item, found in _gradients(model, make, inputs, target, samples, chunk):
             total.index_add_(0, item, wide(found) * (x[item] - b[which[variant]]), alpha=1 / samples)
@@ -598,11 +643,29 @@ def _gradients(
     target: Target,
     variants: int,
     chunk: int,
+    method: Method = gradient,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The gradient of every item in every variant, chunk by chunk: (variant (n,), item (n,), gradient (n, …))."""
-    for variant, item in pairs(len(inputs), variants, target, chunk, inputs.device):
-        _, found = score_gradient(model, make(variant, item), of_items(target, item), items=len(inputs))
-        yield variant, item, found
+    """The gradient of every item in every variant, chunk by chunk: (variant (n,), item (n,), gradient (n, …)).
+
+    method  what is asked for in the place of the gradient
+    """
+    items = len(inputs)
+    for variant, item in pairs(items, variants, target, chunk, inputs.device):
+        varied, wanted = make(variant, item), of_items(target, item)
+        if method is gradient:  # has checked all that it would check again
+            found = score_gradient(model, varied, wanted, items=items)[1]
+        else:
+            found = method(model, varied, _batchwise(wanted, items))
+            if not isinstance(found, Tensor) or found.shape != varied.shape:
+                raise ValueError(f"method must return relevance of shape {tuple(varied.shape)}, got {kind(found)}")
+        yield variant, item, found.detach()
+
+
+def _batchwise(target: Target, items: int) -> Target:
+    """A function as target, that is asked once for each batch of so many items."""
+    if isinstance(target, (int, Tensor)):
+        return target
+    return lambda outputs: torch.cat([ask(target, batch) for batch in outputs.split(items)])
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:
