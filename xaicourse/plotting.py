@@ -779,6 +779,9 @@ def lines(
             axes.fill_between(at, low, values + width, color=COLOURS[number], alpha=0.18, linewidth=0)
     if logx:
         axes.set_xscale("log")
+        if x is not None and len(x) <= 12:  # few points: they are the ticks
+            axes.set_xticks(_check_finite("x", x), [_number(value) for value in x])
+            axes.minorticks_off()
     if logy:
         axes.set_yscale("log")
     elif axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
@@ -789,8 +792,8 @@ def lines(
     axes.set_axisbelow(True)
     if len(curves) > 1:
         figure.legend(loc="outside right upper", frameon=False, fontsize=10.5)
-    if title is not None:
-        axes.set_title(_check_text("title", title), loc="left")
+    if title is not None:  # above the legend, too, which may be wide
+        figure.suptitle(_check_text("title", title), x=0.01, ha="left", fontsize=13, fontweight="bold")
     return Picture(figure, alt, sharpness=2)
 
 
