@@ -633,6 +633,18 @@ def test_t1_a_real_relu_network_has_no_second_order_and_still_bends():
         assert (model(x)[:, 282] - found.value).abs() > 0.2
 
 
+@pytest.mark.parametrize("at", ["inputs", "root"])
+def test_t2_relevance_sums_to_the_difference_up_to_a_remainder_of_second_order(at):
+    model, (pictures, classes, _) = mosaics.load("convnext").double(), mosaics.sample(2)
+    x = pictures.double()
+    left = []
+    for t in (2.0**-6, 2.0**-7):
+        found = taylor.first_order(model, x, classes, root=(1 - t) * x, at=at)
+        torch.testing.assert_close(found.relevance.sum((1, 2, 3)) + found.remainder, found.score - found.bias)
+        left.append(found.remainder.abs())
+    torch.testing.assert_close((left[0] / left[1]).log2(), torch.full((2,), 2.0).double(), rtol=0, atol=0.2)
+
+
 def test_t4_without_biases_gradient_x_input_sums_to_the_logit_of_a_real_network():
     model, x = models.load().double(), photograph().double()
     with_biases = taylor.first_order(model, x, 282)
