@@ -586,3 +586,53 @@ def test_what_is_not_finite_is_an_error_and_never_a_map():
         cam.grad_cam(model, x, lambda y: y[:, 0] / 0, layer="6")
     with pytest.raises(ValueError, match="the gradient at '6' must be finite"):
         cam.grad_cam(model, x, lambda y: (y[:, 0] - y[:, 0].detach()).abs().sqrt(), layer="6")
+
+
+# What lecture 10 claims
+
+
+def test_claim_c1_the_equations_by_hand_equal_the_package_and_captum_in_a_real_network():
+    model, x = models.load().double(), models.transform()(images.load("coffee"))[None].double()
+    A = model.head(model.blocks(model.stem(x))).detach().requires_grad_()
+    score = model.classifier(A.mean((2, 3)))[0, 967]
+    alpha = torch.autograd.grad(score, A)[0].mean((2, 3))  # (14)
+    G = torch.einsum("nk,nkij->nij", alpha, A).detach()[:, None]  # (15)
+    signed = cam.grad_cam(model, x, 967, layer="head", positive=False, upsample=False)
+    torch.testing.assert_close(signed, G, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(cam.grad_cam(model, x, 967, layer="head", upsample=False), G.relu())  # (16)
+    peer = LayerGradCam(model, model.head).attribute(x, 967, relu_attributions=False)
+    torch.testing.assert_close(signed, peer.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_claim_c2_averaging_costs_the_sum_over_channels_gains_and_the_positive_part_hardly_counts():
+    layers = {
+        "efficientnet": ("features", "features.3"),
+        "resnet": ("layer4", "layer3"),
+        "densenet": ("features", "features.denseblock2"),
+    }
+    digits, classes, masks = mosaics.sample(120, generator=torch.Generator().manual_seed(11))
+    for name, (last, middle) in layers.items():
+        model = mosaics.load(name)
+        with torch.no_grad():
+            right = model(digits).argmax(1) == classes
+        x, y, where = (t[right] for t in (digits, classes, masks))
+
+        def located(layer, model=model, x=x, y=y, where=where, **switches):
+            return evaluation.localisation(cam.grad_cam(model, x, y, layer=layer, **switches), where)
+
+        def gain(switch, layer=middle, located=located):
+            difference = located(layer) - located(layer, **{switch: False})
+            return difference.mean().item(), 2.6 * difference.std().item() / len(difference) ** 0.5
+
+        mean, half = gain("average")
+        assert mean + half < 0
+        mean, half = gain("channels")
+        assert mean - half > 0.15
+        mean, half = gain("positive")
+        assert abs(mean) < 0.1
+        control = mosaics.load(name, pretrained=False)
+        assert abs(located(middle, model=control).nanmean() - 0.25) < 0.1
+        assert located(middle).mean() > 0.45
+        if name != "densenet":  # a ReLU stands between its last layer and the mean over the places
+            maps = [cam.grad_cam(model, x, y, layer=last, average=average) for average in (True, False)]
+            torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-6)
