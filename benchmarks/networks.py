@@ -11,12 +11,15 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from xaicourse import models
+
 BOX = (-3.0, 3.0)
 """The images' bounds, for zB."""
 
 
 def network(name: str, size: int = 96, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A classifier of torchvision, or "timm.NAME" of timm, in evaluation mode; made for this size if it takes only one."""
+    """A classifier of torchvision, our default one, or "timm.NAME" of timm, in evaluation mode; made for this size if it
+    takes only one."""
     torch.manual_seed(0)
     model = _architecture(name, size).eval()
     _wake_zeros(model)
@@ -59,6 +62,8 @@ def _architecture(name: str, size: int) -> nn.Module:
         import timm
 
         return timm.create_model(name.removeprefix("timm."), pretrained=False)
+    if name == "efficientnet_lite0":
+        return models.load(name, pretrained=False)
     options: dict[str, object] = {}
     if name.startswith("vit_"):
         options = {"image_size": size}

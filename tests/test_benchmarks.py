@@ -156,6 +156,7 @@ def test_every_benchmark_lists_its_rows(capsys):
     assert names() and main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert "lrp: resnet50 epsilon_plus, batch 8" in listed and "lrp_models: resnet50" in listed
+    assert "gradients: resnet50 integrated gradients, 32 steps" in listed
     assert all(f"{name}: " in listed for name in names())
 
 
@@ -189,3 +190,10 @@ def test_a_row_of_the_comparison_says_what_peers_cannot(tmp_path, capsys):
     assert main(["lrp", "--quick", "--only", "efficientnet_b0 epsilon, batch 1"]) == 0
     out = capsys.readouterr().out
     assert "unable: captum (TypeError" in out and "unable: zennit (runs, but differs" in out
+
+
+def test_all_explainers_of_a_row_give_the_same_and_the_model_alone_stands_beside_them(capsys):
+    assert main(["gradients", "--quick", "--only", "efficientnet_lite0 Grad-CAM, batch 1"]) == 0
+    out = capsys.readouterr().out
+    assert "equal: ours and captum differ" in out and "equal: ours and pytorch-grad-cam, frozen differ" in out
+    assert "time ours / model, channels last <= 1.1" in out and "unable" not in out
