@@ -359,8 +359,12 @@ def _outputs(f: Model, x: Tensor, target: Target | None, items: int) -> Tensor:
 @contextmanager
 def _forward_mode(f: Model) -> Iterator[None]:
     """Forward mode on its own, without a graph for reverse mode; attention by its formula, for its kernels have none."""
-    with unchanged(f), torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _WrittenOut():
-        yield
+    with warnings.catch_warnings(), unchanged(f), torch.inference_mode(False), torch.no_grad():
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit.script", category=FutureWarning
+        )  # PyTorch's own, at first use
+        with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
+            yield
 
 
 class _WrittenOut(TorchFunctionMode):
