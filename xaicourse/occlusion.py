@@ -190,8 +190,8 @@ def rise_estimate(
     soft       True: the grid of cells is interpolated (bilinear) and shifted at random by up to one cell, as in the paper;
                False: each pixel is kept or removed with its cell, and the grid does not move
     centred    False: as in the paper; True: how the score depends on m(p), see below
-    removal    what takes the place of what is removed, one of ``xaicourse.removal``; None is ``removal.baseline(0)``. Soft masks
-               leave few pixels untouched: for a removal that looks at what is left, take hard ones
+    removal    what takes the place of what is removed, one of ``xaicourse.removal``; None is ``removal.baseline(0)``. Soft
+               masks leave few pixels untouched: for a removal that looks at what is left, take hard ones
     generator  where the masks come from; None is torch's global one
     chunk      how many images the model sees at once
 
