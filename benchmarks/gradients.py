@@ -5,8 +5,8 @@ What is compared. Random weights, with batch norms calibrated on noise (``networ
 highest score. Integrated gradients has 32 nodes of Gauss and Legendre and a baseline of zeros; SmoothGrad 32 samples with the
 same noise for everybody; occlusion a window of 32 px that moves by its own width, and the whole fall at every pixel, as captum
 has it; RISE 128 masks of 7 x 7 cells; Grad-CAM the last features before the pooling, brought to the size of the image. That
-results are equal is checked in float64 on images of 64 px; to 1e-6 where captum itself has a step in float32, the nodes' weights
-of integrated gradients and the averages of occlusion.
+results are equal is checked in float64 on images of 64 px; to 1e-6 where captum itself has a step in float32: the nodes'
+weights of integrated gradients, the averages of occlusion.
 
 Yardsticks. "model" is the model alone on as many images as the explanation needs, in the same chunks: forward and gradient to
 the input for the first two, forward without a graph for the others. "model, channels last" is the same with weights and

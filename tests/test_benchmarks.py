@@ -163,7 +163,7 @@ def test_every_benchmark_lists_its_rows(capsys):
 def test_an_unknown_benchmark_is_refused_by_name(capsys):
     with pytest.raises(SystemExit):
         main(["pears"])
-    assert "no benchmark called pears; there are lrp" in capsys.readouterr().err
+    assert "no benchmark called pears; there are gradients, lrp" in capsys.readouterr().err
 
 
 def test_a_model_that_adds_up_holds(tmp_path, capsys):
