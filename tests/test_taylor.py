@@ -649,6 +649,19 @@ def test_t4_without_biases_gradient_x_input_sums_to_the_logit_of_a_real_network(
     model, x = models.load().double(), photograph().double()
     with_biases = taylor.first_order(model, x, 282)
     assert (with_biases.relevance.sum() / with_biases.score - 1).abs() > 0.1
+    # what is missing is in the constants: the shift of each batch norm, the classifier's bias, units at their ceiling of 6
+    seen, norms = [], [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [
+        m.register_forward_hook(lambda m, args, y: seen.append(y)) for m in model.modules() if isinstance(m, nn.ReLU6)
+    ]
+    score = model(x)[0, 282]
+    for hook in hooks:
+        hook.remove()
+    shifts = [m.bias - m.weight * m.running_mean / (m.running_var + m.eps).sqrt() for m in norms]
+    constants = [model.classifier.bias, *shifts, *[6.0 * (y >= 6) for y in seen]]
+    grads = torch.autograd.grad(score, [model.classifier.bias, *[m.bias for m in norms], *seen])
+    held = sum((g * b).sum() for g, b in zip(grads, constants, strict=True)).detach()
+    torch.testing.assert_close(with_biases.relevance.sum() + held, with_biases.score[0], rtol=1e-9, atol=1e-9)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.zero_()
