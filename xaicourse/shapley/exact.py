@@ -61,7 +61,7 @@ def exact(game: Game, *, progress: bool = False) -> Shapley:
 
 def omega(players: int) -> Tensor:
     """The weight (s - 1)! (d - s - 1)! / (d - 1)! of coalitions of each size s, (players + 1,); 0 for nobody and everyone."""
-    weights = [math.exp(-math.log(s * (players - s) / players) - _log_binomial(players, s)) for s in range(1, players)]
+    weights = [players / (s * (players - s) * math.comb(players, s)) for s in range(1, players)]
     return torch.tensor([0.0, *weights, 0.0], dtype=torch.float64)
 
 
@@ -144,7 +144,3 @@ def progressing(steps: Iterable[_T], count: int, progress: bool) -> Iterator[_T]
         else:
             return iter(tqdm(steps, total=count, leave=False))
     return iter(steps)
-
-
-def _log_binomial(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -143,7 +143,7 @@ def voting(votes: Sequence[int], quota: int) -> Known:
     return Known(Game(value, players), values)
 
 
-def trees(players: int = 16, *, trees: int = 100, depth: int = 4, item: int = 0, background: int = 4) -> Known:
+def trees(players: int = 16, *, trees: int = 100, depth: int = 6, item: int = 0, background: int = 4) -> Known:
     """A gradient-boosted model of real data: tumours, measured in 30 features (scikit-learn's breast cancer data).
 
     players     the first so many features, 1 to 25; the model has no others
