@@ -500,6 +500,8 @@ def test_the_autocorrelation_of_the_gradient_falls_with_depth():
     shallow, deep, deeper = (at_lag(2, depth, seeds=range(20)) for depth in (1, 10, 50))
     assert shallow[0] - shallow[1] > deep[0] + deep[1]
     assert deep[0] - deep[1] > deeper[0] + deeper[1]
+    normed = at_lag(5, 10, seeds=range(20), batch_norm=True)
+    assert abs(normed[0]) < 0.15  # with batch norm ten layers are enough
 
 
 def test_the_correlation_of_the_gradients_at_two_points_is_that_of_the_wide_limit():
@@ -546,7 +548,7 @@ def test_regions_grow_with_depth_and_with_the_number_of_neurons_but_not_with_dep
     assert deep[1] < shattering.zaslavsky_bound(2, [16] * 4)
 
 
-def test_skips_slow_the_decay_and_batch_norm_does_so_only_together_with_skips():
+def test_skips_slow_the_decay_and_batch_norm_alone_speeds_it_up():
     seeds, depth = range(12), 24
     plain = at_lag(2, depth, seeds=seeds)
     norms = at_lag(2, depth, seeds=seeds, batch_norm=True)
@@ -587,6 +589,13 @@ def test_the_gradient_of_a_real_network_is_noisier_and_less_steady_than_lrp():
         for explain in (by_gradient, by_lrp)
     ]
     assert (moved[0] > 2 * moved[1]).all()
+
+    # the control: before training the gradient is white noise in space, and z+ is calm all the same
+    torch.manual_seed(0)
+    untrained = models.load(pretrained=False)
+    shattering.calibrate(untrained, crops)
+    white, calm = (noisiness(explain(untrained, crops, said)) for explain in (by_gradient, by_lrp))
+    assert ((white - 1).abs() < 0.2).all() and (calm < 0.7).all()
 
 
 # What does not go
