@@ -438,6 +438,38 @@ def test_the_model_comes_back_as_it_was(method):
     same_state(model, before)
 
 
+def test_products_that_half_precision_cannot_hold():
+    head = nn.Linear(8, 1, bias=False).half()
+    head.weight.data = torch.tensor([[300.0] * 4 + [-300.0] * 4]).half()
+    model, x = nn.Sequential(nn.Identity(), nn.Flatten(), head).eval(), torch.full((1, 2, 2, 2), 300.0).half()
+    assert (cam.grad_cam(model, x, 0, layer="0", average=False, positive=False) == 0).all()  # 90,000 less 90,000
+
+
+def test_every_channel_of_the_result_has_memory_of_its_own():
+    found = cam.grad_cam(network(), normal(2, 3, 8, 8), 1, layer="6")
+    before = found.clone()
+    found[:, 0] = 0
+    assert torch.equal(found[:, 1:], before[:, 1:])
+
+
+def test_a_model_that_counts_its_calls_and_works_in_place_on_its_input():
+    class Restless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.body(x.mul_(2))
+
+    model, x = Restless().eval(), normal(2, 3, 8, 8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = cam.grad_cam(model, x, 1, layer="body.6")
+    assert model.calls == 0 and torch.equal(x, normal(2, 3, 8, 8))
+    torch.testing.assert_close(found, cam.grad_cam(network(), 2 * x, 1, layer="6"))
+
+
 @pytest.mark.parametrize("failing", ["model", "target", "reshape", "unused"])
 def test_also_after_an_error(failing):
     model = network()
