@@ -239,7 +239,8 @@ def test_every_spelling_of_a_relu_is_seen_and_has_the_rule(method, rectify, ceil
 @pytest.mark.parametrize(
     "rectify",
     [
-        lambda x: x.clamp(-1, 1), lambda x: x.clamp(min=1e-3), lambda x: x.clamp(max=0), F.hardtanh, F.gelu, F.silu,
+        lambda x: x.clamp(-1, 1), lambda x: x.clamp(min=1e-3), lambda x: x.clamp(max=0),
+        lambda x: x.clamp(0, 0) + x, lambda x: x.clamp(0, -1) + x, F.hardtanh, F.gelu, F.silu,
         F.leaky_relu, F.hardswish, lambda x: F.threshold(x, 0.5, 0), lambda x: F.threshold(x, 0, -1), torch.sigmoid,
         lambda x: x * (x > 0), lambda x: torch.maximum(x, 2 * x), lambda x: x.max(1, keepdim=True).values + x,
         lambda x: x.amax(1, keepdim=True) + x, lambda x: torch.max(x) + x, lambda x: x + x.detach().relu(),
@@ -351,11 +352,18 @@ def test_the_rule_ends_with_the_model(method):
 
 @edited
 def test_a_compiled_model_gives_what_the_model_gives(method):
-    model, x = network(), normal(2, 3, 8, 8)
-    compiled = torch.compile(model, backend="eager")
-    close(method(compiled, x, 1), method(model, x, 1), 1e-14)
-    close(compiled(x), model(x))
-    close(method(compiled, x, 1), method(model, x, 1), 1e-14)  # also after it was compiled
+    model, x, compilations = network(), normal(2, 3, 8, 8), []
+
+    def backend(graph, examples):
+        compilations.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    for times in (0, 1):  # before and after it was compiled; it is not compiled for us
+        close(method(compiled, x, 1), method(model, x, 1), 1e-14)
+        assert len(compilations) == times
+        close(compiled(x), model(x))
+    assert len(compilations) == 1
 
 
 @edited
@@ -588,7 +596,7 @@ def test_auto_computes_no_more_than_it_reports(rule):
     """Left, right and trapezoid use all points of the rule before; items that are done see the model no more."""
     model, seen = counting(network())
     x, y = normal(4, 3, 8, 8), torch.tensor([3, 0, 1, 2])
-    found = gradients.integrate(model, x, y, baseline=0.1, steps="auto", quadrature=rule, tolerance=0.02)
+    found = gradients.integrate(model, x, y, baseline=0.1, steps="auto", quadrature=rule, tolerance=0.005)
     assert seen == {"gradients": found.evaluations.sum().item(), "scores": 8, "most": 8}
     nested = rule in ("left", "right", "trapezoid")
     # the reported rule alone, or 16 + 32 + … + n
@@ -654,11 +662,12 @@ def test_a_function_as_target_sees_all_items_until_the_last_is_done():
         sizes.add(len(outputs))
         return outputs.gather(1, y[:, None])[:, 0]
 
-    options = {"baseline": 0.1, "steps": "auto", "tolerance": 0.02}
+    options = {"baseline": 0.1, "steps": "auto", "tolerance": 0.005}
     for rule in ("gausslegendre", "right"):
         found, expected = (gradients.integrate(model, x, t, quadrature=rule, **options) for t in (target, y))
         close(found.relevance, expected.relevance, 1e-12)
         assert found.steps.tolist() == expected.steps.tolist()
+        assert len(set(found.steps.tolist())) > 1  # one is done before another
         assert (found.evaluations == found.evaluations.max()).all()
     assert sizes == {4}
 
