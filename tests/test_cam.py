@@ -443,6 +443,9 @@ def test_products_that_half_precision_cannot_hold():
     head.weight.data = torch.tensor([[300.0] * 4 + [-300.0] * 4]).half()
     model, x = nn.Sequential(nn.Identity(), nn.Flatten(), head).eval(), torch.full((1, 2, 2, 2), 300.0).half()
     assert (cam.grad_cam(model, x, 0, layer="0", average=False, positive=False) == 0).all()  # 90,000 less 90,000
+    apart = {"average": False, "channels": False, "upsample": False}
+    with pytest.raises(ValueError, match="the relevance must be finite: 4 of 8"):  # 90,000 itself is too much
+        cam.grad_cam(model, x, 0, layer="0", **apart)
 
 
 def test_every_channel_of_the_result_has_memory_of_its_own():
@@ -553,6 +556,7 @@ WRONG = {
     "upsample": ({"upsample": (8, 8)}, TypeError, "upsample must be True or False, got tuple"),
     "reshape": ({"reshape": 3}, TypeError, "reshape must be a function of tensors or None, got int"),
     "reshaped": ({"reshape": lambda t: t.flatten(1)}, ValueError, r"reshape must make of '6' \(N, K, H', W'\)"),
+    "other items": ({"reshape": lambda t: t[:1]}, ValueError, r"reshape must make of '6' .* N = 2, got \(1, 8"),
     "listed": ({"reshape": lambda t: [t]}, TypeError, "reshape must return a tensor, got list"),
 }
 
