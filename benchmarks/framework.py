@@ -290,7 +290,7 @@ def facts(subject: ModuleType | None = None) -> Result:
     versions = {"python": platform.python_version()}
     if subject is not None:
         versions[subject.__name__] = _digest(subject)
-    for package in ("torch", "torchvision", "numpy", "zennit", "captum", "grad-cam", "shap", "timm"):
+    for package in ("torch", "torchvision", "numpy", "zennit", "captum", "grad-cam", "shap", "shapiq", "timm"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
