@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arguments import check_count, check_finite, check_generator, check_positive, kind
-from .removal import Removal, baseline, blur
+from .removal import Removal, baseline, blur, prepare
 from .scores import Target, check_inputs, check_model, check_score, check_target, vary, wide
 
 __all__ = [
@@ -331,11 +331,10 @@ def _scores(
 
     ``removed(variant, item)`` gives the pixels (n, 1, H, W) gone from n pairs; pairs of all variants share a chunk.
     """
+    remove = prepare(removal, inputs.detach())
 
     def make(variant: Tensor, item: Tensor) -> Tensor:
-        images = removal(inputs[item], removed(variant, item))
-        _check_same("removal must return", images, inputs[item])
-        return images
+        return remove(item, removed(variant, item))
 
     items = len(inputs)
     asked = vary(model, make, target, items=items, variants=variants, chunk=chunk, device=inputs.device)
