@@ -259,6 +259,15 @@ def test_every_breakpoint_of_the_function_is_found_and_nothing_bends_between_two
     assert torch.equal(jumps, cells)
     every = shattering.breakpoints(model, start, end, chunk=chunk)
     assert len(every) >= len(found) and torch.isin(found, every).all()
+    # and none too many: on the two sides of each, other neurons are on
+    ends = torch.cat([point(0), every, point(1)])
+    masks = []
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda module, args, output: masks.append(output > 0))
+    with torch.no_grad():
+        model(start + (ends[1:] + ends[:-1])[:, None] / 2 * (end - start))
+    assert (torch.cat(masks, 1).diff(dim=0)).any(1).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
