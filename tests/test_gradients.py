@@ -619,6 +619,16 @@ def test_auto_is_not_deceived_by_a_sum_that_is_right_by_chance():
     assert found.relevance[0, 0].item() == pytest.approx(exact.item(), abs=0.02)
 
 
+def test_the_scores_at_both_ends_are_chunked_too_and_leave_the_inputs_alone():
+    model, x = network(), normal(5, 3, 8, 8)
+    start, kept = normal(5, 3, 8, 8, seed=1), x.clone()
+    count, seen = counting(lambda x: model(x.relu_()))
+    found = gradients.integrate(count, x, 1, baseline=start, steps=2, chunk=2)
+    assert seen == {"gradients": 10, "scores": 10, "most": 2}
+    assert torch.equal(x, kept) and torch.equal(start, normal(5, 3, 8, 8, seed=1))
+    close(found.difference, (model(x.relu()) - model(start.relu()))[:, 1])
+
+
 def test_an_item_that_is_exact_takes_two_rules_and_no_more():
     found = gradients.integrate(filled(nn.Linear(3, 2)), normal(2, 3), 0, steps="auto")
     assert found.steps.tolist() == [32, 32] and found.evaluations.tolist() == [48, 48]

@@ -435,7 +435,7 @@ def _difference(model: Model, inputs: Tensor, start: Tensor, target: Target, chu
     with torch.no_grad():
         for points in (inputs.detach(), start):
             items = torch.arange(len(inputs), device=inputs.device).split(at_once)
-            ends.append(wide(torch.cat([scores(model, points[i].clone(), of_items(target, i)) for i in items])))
+            ends.append(wide(torch.cat([scores(model, points[i], of_items(target, i)) for i in items])))
     difference = ends[0] - ends[1]
     scale = torch.maximum(difference.abs(), 1e-3 * (ends[0].abs() + ends[1].abs()))
     return difference, scale.clamp(min=torch.finfo(scale.dtype).tiny)
