@@ -95,4 +95,4 @@ if __name__ == "__main__":
     fill("smoothgrad.json", smoothgrad, [{"photograph": name, "noise": noise} for noise in (0.05, 0.15, 0.3) for name in x])
     fill("completeness.json", completeness, [{"photograph": n, "baseline": b} for n in x for b in ("black", "gray")])
     reference()
-    fill("lime.json", stability, [{"photograph": name, "samples": n} for n in (100, 400) for name in x])
+    fill("lime.json", stability, [{"photograph": name, "samples": n} for n in (100, 300) for name in x])
