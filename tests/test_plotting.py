@@ -513,6 +513,15 @@ def test_curves_on_logarithmic_axes_must_be_above_0():
         plotting.lines({"a": [0.0, 1.0]}, logy=True, xlabel="x", ylabel="y", alt="A line.")
     with pytest.raises(ValueError, match="x of .* must be above 0"):
         plotting.lines({"a": [1.0, 1.0]}, logx=True, x=[-1, 1], xlabel="x", ylabel="y", alt="A line.")
+    with pytest.raises(ValueError, match=r"x of curves\['a'\] must be given on a logarithmic axis"):
+        plotting.lines({"a": [1.0, 1.0]}, logx=True, xlabel="x", ylabel="y", alt="A line.")
+
+
+@pytest.mark.parametrize("values", [(1.0, 4.0, 9.0), (1.0, 4.0), (torch.tensor(1.0), np.float64(4.0))])
+def test_a_tuple_of_numbers_holds_the_values_of_a_curve(values):
+    (line, *_) = axes_of(plotting.lines({"a": values}, xlabel="x", ylabel="y", alt="A line.")).lines
+    np.testing.assert_array_equal(line.get_ydata(), [float(value) for value in values])
+    np.testing.assert_array_equal(line.get_xdata(), range(len(values)))
 
 
 @pytest.mark.parametrize(
@@ -524,6 +533,7 @@ def test_curves_on_logarithmic_axes_must_be_above_0():
         ({"a": [1.0, 2.0]}, {"x": [1.0]}, "one value for each of 1 points, got 2"),
         ({"a": [1.0, float("nan")]}, {}, "NaN"),
         ({"a": [[1.0]]}, {}, "shape"),
+        ({"a": ([1.0], [2.0], [3.0])}, {}, r"curves\['a'\] must have shape \(n,\), not empty, got \(3, 1\)"),
         ({"a": [1.0]}, {"bands": {"b": [1.0]}}, "bands must belong to curves, got .*'b'"),
         ({"a": [1.0]}, {"bands": {"a": [-1.0]}}, "widths of at least 0"),
         ({"a": [1.0]}, {"bands": {"a": [1.0, 2.0]}}, "must hold 1 widths"),

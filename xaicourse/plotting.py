@@ -733,10 +733,10 @@ def lines(
     Parameters
     ----------
     curves
-        Name to values (n,) over the common x, or to a pair (x, values). Up to seven; curves of at most twelve points show
-        each of them.
+        Name to values (n,) over the common x, or to a tuple (x, values) of two sequences. Up to seven; curves of at most
+        twelve points show each of them.
     x
-        Where the values stand, (n,); None counts them from 0.
+        Where the values stand, (n,); None counts them from 0, which no logarithmic axis shows.
     bands
         Name to half the width of an interval at each point, (n,); drawn as a shade.
     xlabel, ylabel
@@ -762,8 +762,10 @@ def lines(
     axes = figure.add_subplot()
     for number, (name, given) in enumerate(curves.items()):
         argument = f"curves[{name!r}]"
-        own, values = given if isinstance(given, tuple) else (x, given)
+        own, values = given if _is_pair(given) else (x, given)
         values = _check_curve(argument, values, logy)
+        if own is None and logx:
+            raise ValueError(f"x of {argument} must be given on a logarithmic axis: counted from 0, it is not above 0")
         at = np.arange(len(values), dtype=float) if own is None else _check_curve(f"x of {argument}", own, logx)
         if len(at) != len(values):
             raise ValueError(f"{argument} must have one value for each of {len(at)} points, got {len(values)}")
@@ -795,6 +797,11 @@ def lines(
     if title is not None:  # above the legend, too, which may be wide
         figure.suptitle(_check_text("title", title), x=0.01, ha="left", fontsize=13, fontweight="bold")
     return Picture(figure, alt, sharpness=2)
+
+
+def _is_pair(given: Any) -> bool:
+    """Whether a curve is given as (x, values), and not as a tuple of its values."""
+    return isinstance(given, tuple) and len(given) == 2 and all(np.ndim(part) > 0 for part in given)
 
 
 def _check_curve(argument: str, values: Any, logarithmic: bool) -> Array:
