@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None, most_is: str = "") -> None:
-    """TypeError if it is no int, ValueError if it is not from ``least`` to ``most``, which ``most_is`` explains."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """TypeError if it is no int (or NumPy's), ValueError if it is not from ``least`` to ``most``; ``most_is`` says what."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least or (most is not None and value > most):
         limit = f"at least {least}" if most is None else f"from {least} to {most}, {most_is}"
@@ -43,7 +44,7 @@ def check_layer(name: str, model: object, path: str) -> nn.Module:
         raise TypeError(f"model must be an nn.Module for {name} to name a part of it, got {type(model).__name__}")
     if not isinstance(path, str):
         raise TypeError(f"{name} must be the path of a module, a string, got {type(path).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
         known = [known for known in modules if known]
         near = difflib.get_close_matches(path, known, n=5, cutoff=0.4) or known[:5]

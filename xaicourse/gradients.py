@@ -108,7 +108,8 @@ def guided_backprop(model: Model, inputs: Tensor, target: Target) -> Tensor:
     Every ReLU counts, whatever calls it: relu, relu6, hardtanh and clamp from 0 on, threshold at 0, a maximum with zeros. Other
     activations (GELU, SiLU, leaky ReLU) keep their derivative. What PyTorch does not call by such a name cannot be seen: a ReLU
     spelled ``x * (x > 0)``, or in a scripted module or a custom ``autograd.Function``. A model without any is refused, since
-    the map would be the plain gradient, and so is an ``nn.RNN`` of ReLUs, which it hides.
+    the map would be the plain gradient, and so is an ``nn.RNN`` or ``nn.RNNCell`` of ReLUs, which hides
+    them.
 
     The result resembles the input more than it tells about the model (lecture 09).
 
@@ -156,15 +157,20 @@ class _Rectifiers(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is torch.rnn_relu:
-            raise ValueError("model must not hide its ReLUs in an nn.RNN; write its steps out with torch.relu")
+        if function in (torch.rnn_relu, torch.rnn_relu_cell):
+            raise ValueError(
+                "model must not hide its ReLUs in an nn.RNN or nn.RNNCell; write its steps out with torch.relu"
+            )
         found = _RECTIFIERS[function](*args, **kwargs) if function in _RECTIFIERS else None
         if found is None or not (found[0].requires_grad and torch.is_grad_enabled()):
             return function(*args, **kwargs)
         x, ceiling, in_place = found
-        self.seen += 1
         y = _Rectified.apply(x, ceiling, self.keep_mask)
+        y.register_hook(self._count)
         return x.copy_(y) if in_place or function in _IN_PLACE else y
+
+    def _count(self, _: Tensor) -> None:
+        self.seen += 1  # on the way back: a ReLU of weights, or beside the way, does not count
 
 
 class _Rectified(torch.autograd.Function):
@@ -293,7 +299,7 @@ def integrated_gradients(
     baseline    where the way begins: a number, or a tensor that broadcasts to the inputs; None is 0
     steps       how many points, at least 1 (trapezoid: 2); "auto" doubles them, from 16 on, until the completeness error of an
                 item is at most ``tolerance``, and was at most four times that with half the points, since once may be luck;
-                where that takes more than ``max_steps``, a RuntimeWarning says so
+                where it is above ``tolerance`` at the last step up to ``max_steps``, a RuntimeWarning says so
     quadrature  where the points are on [0, 1], and their weights: "gausslegendre"; "midpoint" (r - 1/2)/R; "right" r/R, as in
                 the paper and on the slide; "left" (r - 1)/R; "trapezoid", R points from 0 to 1, the ends with half weight
     tolerance   of "auto", relative, above 0
@@ -668,7 +674,7 @@ def _batchwise(target: Target, items: int) -> Target:
     """A function as target, that is asked once for each batch of so many items."""
     if isinstance(target, (int, Tensor)):
         return target
-    return lambda outputs: torch.cat([ask(target, batch) for batch in outputs.split(items)])
+    return lambda outputs: ask(target, outputs, items)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ __all__ = [
     "of_items",
     "pairs",
     "pick",
+    "run",
+    "score_of",
     "scores",
     "unchanged",
     "vary",
@@ -47,7 +50,10 @@ Target = int | Tensor | Callable[[Tensor], Tensor]
 
 
 def check_model(model: Model, name: str = "model") -> None:
-    """TypeError if it cannot be called, ValueError if a part of it is in training mode; ``name`` is what messages call it."""
+    """TypeError if it cannot be called, ValueError if a part of it is in training mode or normalises by the batch.
+
+    name  what messages call it
+    """
     if not callable(model):
         raise TypeError(f"{name} must be an nn.Module or a function of tensors, got {type(model).__name__}")
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
@@ -55,6 +61,11 @@ def check_model(model: Model, name: str = "model") -> None:
             raise ValueError(
                 f"{name} must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
                 f"call {name}.eval() first"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"{name} must treat each item by itself, but module {path!r} ({type(module).__name__}) has no running "
+                "statistics and takes those of the batch"
             )
 
 
@@ -86,7 +97,12 @@ def check_target(target: Target, items: int) -> Target:
         raise TypeError(
             f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
         )
-    return operator.index(target)
+    try:
+        return operator.index(target)
+    except TypeError:  # an array
+        raise TypeError(
+            f"target must be an int, a LongTensor or a function of the outputs, got {type(target).__name__}"
+        ) from None
 
 
 def check_outputs(outputs: Tensor, items: int, target: Target | None) -> None:
@@ -104,6 +120,8 @@ def check_outputs(outputs: Tensor, items: int, target: Target | None) -> None:
         raise ValueError(
             f"target: an index needs outputs of shape (N, classes), got {tuple(outputs.shape)}; give a function of the outputs"
         )
+    if not outputs.is_floating_point():
+        raise TypeError(f"model must return outputs of a float dtype, got {kind(outputs)}")
     low, high = (int(target.min()), int(target.max())) if isinstance(target, Tensor) else (target, target)
     if low < 0 or high >= outputs.shape[1]:
         raise ValueError(f"target must be from 0 to {outputs.shape[1] - 1}, got {low if low < 0 else high}")
@@ -123,45 +141,52 @@ def check_score(model: Model, inputs: Tensor, target: Target) -> None:
 def pick(outputs: Tensor, target: int | Tensor) -> Tensor:
     """The score of each item, (N,), out of outputs (N, classes)."""
     index = torch.as_tensor(target, device=outputs.device).expand(len(outputs))
+    index = index.clone() if index.is_inference() else index  # or autograd could not keep it
     return outputs.gather(1, index[:, None])[:, 0]
 
 
-def ask(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
-    """The score of each item, (N,), by a function of the outputs; ValueError if it gives anything else."""
-    found = target(outputs)
-    if not (isinstance(found, Tensor) and found.shape == outputs.shape[:1] and found.is_floating_point()):
-        raise ValueError(f"target must give one float score for each item, shape {(len(outputs),)}, got {kind(found)}")
-    check_finite("the score", found)
-    return found
+def ask(target: Callable[[Tensor], Tensor], outputs: Tensor, items: int | None = None) -> Tensor:
+    """The score of each item, (N,), by a function of the outputs; ValueError if it gives anything else.
+
+    items  where the outputs are those of several batches of so many items, one after the other: it is asked once for each
+    """
+    found = []
+    for batch in outputs.split(items or len(outputs)):
+        score = target(batch)
+        if not (isinstance(score, Tensor) and score.shape == batch.shape[:1] and score.is_floating_point()):
+            raise ValueError(
+                f"target must give one float score for each item, shape {(len(batch),)}, got {kind(score)}"
+            )
+        check_finite("the score", score)
+        found.append(score)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def scores(model: Model, inputs: Tensor, target: Target) -> Tensor:
-    """The score of each item, (N,): the model is run once on ``inputs`` (N, …).
+def score_of(outputs: Tensor, target: Target, items: int | None = None) -> Tensor:
+    """The score of each item, (N,), out of checked outputs, whatever the target is; ``items`` as in `ask`."""
+    return pick(outputs, target) if isinstance(target, (int, Tensor)) else ask(target, outputs, items)
+
+
+def scores(model: Model, inputs: Tensor, target: Target, *, items: int | None = None) -> Tensor:
+    """The score of each item, (N,): the model is run once on ``inputs`` (N, …); ``items`` as in `ask`.
 
     TypeError or ValueError, naming the argument, if the outputs are not one finite row per item that the target fits.
     """
-    outputs = model(laid_out(inputs))
+    outputs = run(model, inputs)
     check_outputs(outputs, len(inputs), target)
-    return pick(outputs, target) if isinstance(target, (int, Tensor)) else ask(target, outputs)
+    return score_of(outputs, target, items)
 
 
 def gradient(model: Model, inputs: Tensor, target: Target, *, items: int | None = None) -> tuple[Tensor, Tensor]:
     """The score of each item, (N,), and its gradient, shaped like ``inputs``; neither carries a graph.
 
-    items  where ``inputs`` are several batches of so many items, one after the other, and the target is a function: it is
-           asked once for each batch
+    items  as in `ask`
 
     ValueError if no score depends on the inputs, or if a NaN or an infinity appears.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        x = laid_out(inputs.detach().clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
-        entrance = x.clone()  # the model may work on it in place
-        if items is None or isinstance(target, (int, Tensor)):
-            score = scores(model, entrance, target)
-        else:
-            outputs = model(entrance)
-            check_outputs(outputs, len(x), target)
-            score = torch.cat([ask(target, batch) for batch in outputs.split(items)])
+        x = (inputs.detach().clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+        score = scores(model, x, target, items=items)
         found = torch.autograd.grad(score.sum(), x, allow_unused=True)[0] if score.requires_grad else None
     if found is None:
         raise ValueError(
@@ -172,8 +197,29 @@ def gradient(model: Model, inputs: Tensor, target: Target, *, items: int | None 
     return score.detach(), found
 
 
+def run(model: Model, inputs: Tensor) -> Tensor:
+    """What the model says of a copy of the inputs, on which it may work in place.
+
+    Images on a CPU are laid out with their channels last in memory: convolutions are faster, the values are the same. A model
+    that asks its activations for ``view`` may need them in the usual order, and is run again.
+    """
+    if inputs.dim() != 4 or inputs.device.type != "cpu":
+        return model(inputs.clone())
+    if model not in _AS_THEY_ARE:
+        try:
+            return model(inputs.clone(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            _AS_THEY_ARE.add(model)
+    return model(inputs.clone(memory_format=torch.contiguous_format))
+
+
+_AS_THEY_ARE: WeakSet[Any] = WeakSet()
+
+
 def laid_out(inputs: Tensor) -> Tensor:
-    """Images on a CPU with their channels last in memory: convolutions are faster, the values are the same."""
+    """Images on a CPU with their channels last in memory, as in `run`."""
     if inputs.dim() == 4 and inputs.device.type == "cpu":
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
@@ -222,13 +268,7 @@ def vary(
     """
     for variant, item in pairs(items, variants, target, chunk, device):
         with torch.no_grad():
-            outputs = model(laid_out(make(variant, item)))
-            wanted = of_items(target, item)
-            check_outputs(outputs, len(item), wanted)
-            if isinstance(wanted, (int, Tensor)):
-                found = pick(outputs, wanted)
-            else:
-                found = torch.cat([ask(wanted, batch) for batch in outputs.split(items)])
+            found = scores(model, make(variant, item), of_items(target, item), items=items)
         yield variant, item, wide(found)
 
 
@@ -239,12 +279,16 @@ def wide(values: Tensor) -> Tensor:
 
 @contextmanager
 def unchanged(model: Model) -> Iterator[None]:
-    """A model that counts its calls, or keeps the last batch, is as it was afterwards, also after an error."""
+    """A model whose buffers count its calls, or keep the last batch, is as it was afterwards, also after an error.
+
+    Parameters and buffers are put back, if the model assigned other tensors to them or wrote into a buffer. What a model
+    keeps as plain attributes is not.
+    """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     owned: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for m in modules:
         owned += [(m._buffers, dict(m._buffers)), (m._parameters, dict(m._parameters))]
-    buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_inference()]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None]
     before = [(b, b.detach().clone()) for b in buffers]
     try:
         yield
@@ -256,4 +300,5 @@ def unchanged(model: Model) -> Iterator[None]:
                     held.update(tensors)
             for b, values in before:
                 if not torch.equal(b, values):
-                    b.copy_(values)
+                    with torch.inference_mode(b.is_inference()):
+                        b.copy_(values)

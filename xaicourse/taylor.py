@@ -350,7 +350,7 @@ def _outputs(f: Model, x: Tensor, target: Target | None, items: int) -> Tensor:
     if isinstance(target, (int, Tensor)):
         return pick(outputs, target)
     if target is not None:
-        return torch.cat([ask(target, batch) for batch in outputs.split(items)])
+        return ask(target, outputs, items)
     if not outputs.is_floating_point():
         raise TypeError(f"f must return a tensor of a float dtype, got {kind(outputs)}")
     return outputs
