@@ -550,6 +550,9 @@ NAN = normal(2, 3, 8, 8).where(torch.arange(8) > 0, math.nan)
         ({"alpha": False}, TypeError, "alpha must be a number, got bool"),
         ({"alpha": 0.0, "penalty": "lasso"}, ValueError, "alpha must be above 0 and finite, got 0"),
         ({"kernel_width": 0.0}, ValueError, "kernel_width must be above 0"),
+        ({"kernel_width": 1e-170}, ValueError, "kernel_width must be larger: at 1e-170 all samples but the input"),
+        ({"kernel_width": 1e-3}, ValueError, "kernel_width must be larger: at 0.001 all samples but the input"),
+        ({"model": lambda x: 1e308 * x.flatten(1).sign()}, ValueError, "the coefficients must be finite"),
         ({"kernel_width": None}, TypeError, "kernel_width must be a number"),
         ({"generator": 3}, TypeError, "generator must be a torch.Generator or None, got int"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
@@ -595,3 +598,15 @@ def test_a_spread_needs_runs_that_differ(changes, error, message):
 def test_slic_refuses_what_is_no_image(changes, error, message):
     with pytest.raises(error, match=message):
         lime.slic(**({"inputs": normal(2, 3, 8, 8)} | changes))
+
+
+def test_relevance_that_its_dtype_cannot_hold_is_an_error():
+    def model(x):
+        return 3e4 * x.mean((1, 2, 3), keepdim=False)[:, None]
+
+    inputs, segments = torch.ones(1, 1, 1, 2, dtype=torch.float16), torch.tensor([[0, 1]])
+    settings_ = {"segments": segments, "removal": removal.baseline(0.0), "samples": 200, "alpha": 0.0}
+    steep = [lambda y: 10 * y[:, 0].double(), lambda y: y[:, 0].double()]
+    assert lime.lime(model, inputs, steep[1], generator=seeded(), **settings_).isfinite().all()
+    with pytest.raises(ValueError, match="the relevance must be finite"):
+        lime.lime(model, inputs, steep[0], generator=seeded(), **settings_)

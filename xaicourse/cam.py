@@ -258,6 +258,9 @@ def _features(model: nn.Module, inputs: Tensor, target: Target, paths: list[str]
 
     with unchanged(model), torch.inference_mode(False), torch.no_grad():
         handles = [model.get_submodule(path).register_forward_hook(catch(path)) for path in paths]
+        handles.append(
+            model.register_forward_pre_hook(lambda *_: outputs.clear())
+        )  # see ``scores.run``: it may run twice
         try:
             score = scores(model, inputs.detach().clone(), target)
         finally:

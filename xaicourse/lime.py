@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_generator, check_positive, kind
+from .arguments import check_count, check_finite, check_generator, check_positive, kind
 from .removal import Filling, Removal, prepare
 from .scores import Model, Target, check_inputs, check_model, check_target, unchanged, vary, wide
 
@@ -158,7 +158,8 @@ def lime(
     alpha         weight of the penalty, in ridge 0 or above (0 is least squares, and needs more samples than segments), in
                   lasso above 0. None is 1 in ridge and 0.01 in lasso. Ridge adds up over the samples: the same alpha weighs
                   less where there are more
-    kernel_width  how fast the weight of a sample falls with its distance from the input; above 0
+    kernel_width  how fast the weight of a sample falls with its distance from the input; above 0, and not so small that the
+                  input alone has a weight
     generator     where the samples come from; None is torch's global one
     chunk         how many inputs the model sees at once
 
@@ -184,7 +185,9 @@ def lime(
     channels = inputs.shape[1] if inputs.dim() > 2 else 1
     places = torch.stack([segment.flatten().bincount(minlength=len(found.samples[0])) for segment in found.segments])
     share = _at_places(found.coefficients / (channels * places).clamp(min=1), found.segments)
-    return _over_channels(share, inputs).to(inputs).expand(inputs.shape).contiguous()
+    relevance = _over_channels(share, inputs).to(inputs).expand(inputs.shape).contiguous()
+    check_finite("the relevance", relevance)
+    return relevance
 
 
 def fit(
@@ -354,11 +357,13 @@ def _fit(scores: Tensor, segments: Tensor, present: Tensor, penalty: Penalty, al
     for item, y in enumerate(scores):
         ids = _ids(segments[item])
         z = present[:, ids].double()
-        weights[item] = w = torch.exp(-((1 - (z.sum(1) / len(ids)).sqrt()) ** 2) / (2 * kernel_width**2))
+        weights[item] = w = torch.exp(-0.5 * ((1 - (z.sum(1) / len(ids)).sqrt()) / kernel_width) ** 2)
+        _check_weights(w, z, kernel_width)
         c, b = _ridge(z, y, w, alpha) if penalty == "ridge" else _lasso(z, y, w, alpha)
         coefficients[item, ids], intercept[item] = c, b
         residual, centred = y - b - z @ c, y - (w @ y) / w.sum()
         r2[item] = 1 - (w @ residual**2) / (w @ centred**2) if y.min() < y.max() else math.nan
+    check_finite("the coefficients", coefficients)
     at_input = intercept + coefficients.sum(1)
     return Fit(coefficients, intercept, r2, at_input, scores[:, 0], segments, present, weights, scores)
 
@@ -477,3 +482,13 @@ def _check_enough(present: Tensor, segments: Tensor, alpha: float) -> None:
     most = max(len(_ids(each)) for each in segments)
     if alpha == 0 and len(present) <= most:
         raise ValueError(f"samples must be above the number of segments, {most}, where alpha is 0, got {len(present)}")
+
+
+def _check_weights(weights: Tensor, present: Tensor, kernel_width: float) -> None:
+    """ValueError if samples lack segments, but all that do count for nothing beside the input."""
+    lacking = ~present.bool().all(1)
+    if lacking.any() and weights[lacking].sum() < 1e-12:
+        raise ValueError(
+            f"kernel_width must be larger: at {kernel_width:.4g} all samples but the input have weights of nearly 0, so that "
+            "there is nothing to fit a line to"
+        )
