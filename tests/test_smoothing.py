@@ -86,7 +86,9 @@ def test_integrated_gradients_reach_completeness_to_one_per_cent_by_adding_point
 
 def test_completeness_is_stored_for_every_photograph_and_both_baselines_and_holds_to_one_per_cent():
     rows = stored("completeness.json")
-    assert {(r["photograph"], r["baseline"]) for r in rows} == {(n, b) for n in images.names() for b in ("black", "gray")}
+    assert {(r["photograph"], r["baseline"]) for r in rows} == {
+        (n, b) for n in images.names() for b in ("black", "gray")
+    }
     assert all(abs(row["sum"] - row["difference"]) <= 0.01 * abs(row["difference"]) for row in rows)
 
 
