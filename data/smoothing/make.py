@@ -62,7 +62,11 @@ def stability(name: str, samples: int) -> dict[str, Any]:
     segments = lime.slic(x[name], segments=50)
     generator = torch.Generator().manual_seed(0)
     found = lime.spread(network, x[name], y[name], segments=segments, samples=samples, runs=3, generator=generator)
-    return {"r2": found.r2.mean().item(), "rank_correlation": found.rank_correlation.item(), "jaccard": found.jaccard(5).item()}
+    return {
+        "r2": found.r2.mean().item(),
+        "rank_correlation": found.rank_correlation.item(),
+        "jaccard": found.jaccard(5).item(),
+    }
 
 
 def fill(file: str, measure: Callable[..., dict[str, Any]], asked: list[dict[str, Any]]) -> None:
@@ -92,7 +96,11 @@ def reference() -> None:
 
 
 if __name__ == "__main__":
-    fill("smoothgrad.json", smoothgrad, [{"photograph": name, "noise": noise} for noise in (0.05, 0.15, 0.3) for name in x])
+    fill(
+        "smoothgrad.json",
+        smoothgrad,
+        [{"photograph": name, "noise": noise} for noise in (0.05, 0.15, 0.3) for name in x],
+    )
     fill("completeness.json", completeness, [{"photograph": n, "baseline": b} for n in x for b in ("black", "gray")])
     reference()
     fill("lime.json", stability, [{"photograph": name, "samples": n} for n in (100, 300) for name in x])
