@@ -80,6 +80,17 @@ def test_a_network_has_the_asked_number_of_relus_whatever_stands_around_them(ski
     assert not model.training
 
 
+def test_without_a_generator_a_network_is_that_of_the_global_one():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        one = shattering.network(3, 8)
+        torch.manual_seed(3)
+        two, other = shattering.network(3, 8), shattering.network(3, 8)
+    x = normal(5, 1).float()
+    assert torch.isfinite(one(x)).all()
+    assert torch.equal(one(x), two(x)) and not torch.equal(one(x), other(x))
+
+
 def test_a_network_is_that_of_its_generator_and_leaves_the_global_one_alone():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -638,6 +649,94 @@ def test_a_model_that_is_not_piecewise_linear_is_refused_by_name(model, name):
     ):
         with pytest.raises(ValueError, match=f"piecewise linear.*{name}.* is neither"):
             ask()
+
+
+FIVE = torch.tensor(5.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("model", "start", "end", "name"),
+    [
+        (lambda x: torch.where(x > 5, x, FIVE), 0, 10, "where"),
+        (lambda x: F.threshold(x, 5.0, 5.0), 0, 10, "threshold"),
+        (lambda x: F.hardshrink(x, 5.0), 0, 10, "hardshrink"),
+        (lambda x: F.softshrink(x, 5.0), 0, 10, "softshrink"),
+        (lambda x: F.elu(x - 40), 60, 10, "elu"),
+        (torch.floor, -1, 1, "floor"),
+    ],
+)
+def test_a_bend_far_from_the_start_by_what_is_not_watched_is_refused_by_name(model, start, end, name):
+    origin, u = (point((start + end) / 2, 0), point((end - start) / 2, 0))
+    for ask in (
+        lambda: shattering.breakpoints(model, point(start), point(end)),
+        lambda: shattering.switched_units(model, point(start), point(end)),
+        lambda: shattering.regions_on_plane(model, origin, u, point(0, 1)),
+        lambda: shattering.polygons_on_plane(model, origin, u, point(0, 1)),
+    ):
+        with pytest.raises(ValueError, match=f"piecewise linear.*{name}.* is neither"):
+            ask()
+
+
+def hidden(function):
+    """A model of which no function is seen, as of one that was compiled: only its outputs tell."""
+
+    def model(x):
+        return torch.from_numpy(function(x.detach().numpy()))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.maximum(x, 0.3),
+        lambda x: np.floor(x),
+        lambda x: np.where(x > -0.9, x, x + 1),
+        lambda x: 1e6 + np.abs(x + 0.99),
+        lambda x: x**3,
+        lambda x: x[:, :1] * x[:, -1:],
+    ],
+)
+def test_what_was_found_is_held_against_the_outputs(function):
+    model = hidden(function)
+    for ask in (
+        lambda: shattering.breakpoints(model, point(-1, -1), point(1, 1)),
+        lambda: shattering.breakpoints(model, point(-1, -1), point(1, 1), target=0, chunk=1),
+        lambda: shattering.regions_on_plane(model, point(0, 0), point(1, 0), point(0, 1), resolution=50),
+        lambda: shattering.polygons_on_plane(model, point(0, 0), point(1, 0), point(0, 1), chunk=1),
+    ):
+        with pytest.raises(ValueError, match=r"bend only by relu.* are not affine"):
+            ask()
+    assert len(shattering.breakpoints(hidden(lambda x: 3 * x + 1), point(-1, -1), point(1, 1))) == 0
+
+
+def test_a_step_at_a_known_bend_is_refused_too():
+    step = hidden(lambda x: np.heaviside(x - 0.5, 1.0))
+    with pytest.raises(ValueError, match="piecewise linear.*add is neither"):  # it is the sum that jumps
+        shattering.breakpoints(lambda x: torch.relu(x - 0.5) + step(x), point(0), point(1))
+
+
+def test_a_target_that_bends_the_outputs_is_refused():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    for target in (lambda y: y.softmax(1)[:, 0], lambda y: y.square().sum(1)):
+        with pytest.raises(ValueError, match="the score that target makes of them"):
+            shattering.breakpoints(model, point(-3, -3), point(3, 2), target=target)
+
+
+def test_a_model_that_counts_its_calls_is_as_good_as_one_that_does_not():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(1))
+
+        def forward(self, x):
+            self.n += 1
+            return torch.relu(x - 0.5)
+
+    model = Counting().eval()
+    assert shattering.breakpoints(model, point(0), point(1)).tolist() == [0.5]
+    assert shattering.switched_units(model, point(0), point(1)) == 1
+    assert model.n.item() == 0
 
 
 def test_a_model_that_mixes_its_items_is_refused():

@@ -7,7 +7,8 @@ and `zaslavsky_bound` are what theory says of the largest number that is possibl
 that the lecture measures.
 
 The pieces of *any* PyTorch model made of affine operations and of ReLU and its relatives are found, without touching it: what
-the model calls is watched, whoever calls it. A model with anything else in it, a sigmoid or a layer norm, is refused by name.
+the model calls is watched, whoever calls it. A model with anything else in it, a sigmoid or a layer norm, is refused by name; and
+what was found is tried out: between two bends the outputs have to be affine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .arguments import check_count, check_finite, check_generator, check_positive, kind
-from .scores import Model, Target, check_model, check_score, check_target, gradient, unchanged
+from .scores import Model, Target, check_model, check_outputs, check_score, check_target, gradient, scores, unchanged
 
 __all__ = [
     "Autocorrelation",
@@ -107,7 +108,7 @@ def network(
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
-    device = None if generator is None else generator.device
+    device = torch.get_default_device() if generator is None else generator.device
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)
     nn.init.normal_(layer.weight, std=(2 / inputs) ** 0.5, generator=generator)
     nn.init.normal_(layer.bias, std=(1 / inputs) ** 0.5, generator=generator)
@@ -169,7 +170,7 @@ def sawtooth(folds: int, *, inputs: int = 1) -> nn.Sequential:
 
 
 def _affine(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
@@ -302,10 +303,11 @@ def breakpoints(
 
     Between two points where no unit bends in the layers before, the value z that reaches a unit is affine, so that it is
     zero, if its ends differ in sign, at exactly t = t_a + (t_b - t_a) z_a / (z_a - z_b). Each piece is cut where the first
-    layer with such units bends, and the parts are asked again, until nothing bends inside any piece.
+    layer with such units bends, and the parts are asked again, until nothing bends inside any piece. On the longest pieces,
+    200 at most, the outputs (or the score) are then held against the affine function through those at both ends.
 
-    Raises TypeError or ValueError if an argument is not as above, the model is not piecewise linear (naming the function), or
-    a NaN or an infinity appears.
+    Raises TypeError or ValueError if an argument is not as above, the model is not piecewise linear or bends by a function
+    that is not among those above, or a NaN or an infinity appears.
 
     Montufar et al., "On the Number of Linear Regions of Deep Neural Networks", NeurIPS 2014; Hanin and Rolnick, "Complexity of
     Linear Regions in Deep Networks", ICML 2019.
@@ -319,7 +321,7 @@ def breakpoints(
         line = _line(start.double(), end.double())
         if target is not None:
             check_score(twin, line(torch.zeros(1, dtype=torch.float64, device=start.device)), target)
-        live = _probe(twin, start.double())
+        live = _probe(twin, (start, end))
         open_ = torch.tensor([[0.0, 1.0]], dtype=torch.float64, device=start.device)
         found: list[Tensor] = []
         count = 0
@@ -334,6 +336,7 @@ def breakpoints(
                 )
             open_ = torch.cat([open_, _cut(pieces, piece, t)])
         bends = _merge(torch.cat(found).sort().values)
+        _check_pieces(twin, line, bends, target, chunk)
         return bends if target is None else _where_slope_changes(twin, line, start, end, bends, target, chunk)
 
 
@@ -358,7 +361,7 @@ def switched_units(model: Model, start: Tensor, end: Tensor) -> int:
 
     with _exact(model) as twin:
         first = torch.zeros(1, dtype=torch.long, device=start.device)
-        _watch(twin, torch.stack([start, end]).double(), _probe(twin, start.double()), see)
+        _watch(twin, torch.stack([start, end]).double(), _probe(twin, (start, end)), see)
     return sum(counts)
 
 
@@ -435,6 +438,49 @@ def _merge(t: Tensor) -> Tensor:
     return t[keep]
 
 
+_TRIED = 200  # pieces on which what was found is tried out
+_UNEVEN = 0.382  # of the way from one point to another: in the middle, much that is not affine looks so
+
+
+def _check_pieces(twin: Model, line: Callable[[Tensor], Tensor], t: Tensor, target: Target | None, chunk: int) -> None:
+    """ValueError unless the outputs, or the score, are affine on the longest of the pieces between breakpoints, ends included."""
+    ends = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
+    left = ends.diff().topk(min(_TRIED, len(t) + 1)).indices.sort().values
+    a, b = ends[left], ends[left + 1]
+    points, place = torch.cat([a, b, a + _UNEVEN * (b - a)]).unique(return_inverse=True)  # neighbours share an end
+    values = torch.cat([_outputs(twin, line(part), target) for part in points.split(chunk)])
+    at_a, at_b, between = values[place].chunk(3)
+    bent = _differ(between, torch.lerp(at_a, at_b, _UNEVEN), values)
+    if bent.any():
+        first = int(bent.nonzero()[0])
+        raise ValueError(_bends_elsewhere(f"between t = {a[first]:.6g} and {b[first]:.6g}"))
+
+
+def _outputs(twin: Model, inputs: Tensor, target: Target | None) -> Tensor:
+    """Outputs, or scores, one row for each point."""
+    with torch.inference_mode(False), torch.no_grad():
+        if target is not None:
+            return scores(twin, inputs, target)[:, None]
+        outputs = twin(inputs)
+        check_outputs(outputs, len(inputs), None)
+        return outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None]
+
+
+def _differ(found: Tensor, affine: Tensor, values: Tensor) -> Tensor:
+    """In which rows the outputs differ from the affine function by more than rounding, measured by how much values differ."""
+    rounding = (
+        1e-8 * (values.amax() - values.amin()) + 1e-12 * values.abs().amax()
+    )  # whatever constant is added to them
+    return ((found - affine).abs() > rounding).flatten(1).any(1)
+
+
+def _bends_elsewhere(where: str) -> str:
+    return (
+        f"model must be piecewise linear and bend only by {_BENDS}; but {where}, where none of these bends, its outputs (or "
+        "the score that target makes of them) are not affine"
+    )
+
+
 def _where_slope_changes(
     twin: Model, line: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, t: Tensor, target: Target, chunk: int
 ) -> Tensor:
@@ -481,9 +527,10 @@ def regions_on_plane(
     check_count("chunk", chunk)
     generator = torch.Generator().manual_seed(0)
     names: list[Tensor] = []
+    heights: list[Tensor] = []
 
     with _exact(model) as twin:
-        live = _probe(twin, origin.double())
+        live = _probe(twin, *_diagonals(origin, u, v))
         plane = _plane(origin, u, v)
         side = torch.linspace(-1, 1, resolution, dtype=torch.float64, device=origin.device)
         b, a = torch.meshgrid(side, side, indexing="ij")
@@ -496,10 +543,13 @@ def regions_on_plane(
                 letters = torch.randint(-(2**63), 2**63 - 1, pattern.shape[1:], generator=generator).to(pattern.device)
                 name += (pattern * letters).sum(1)
 
-            _watch(twin, plane(part), live, see)
+            outputs = _watch(twin, plane(part), live, see)
             names.append(name)
+            heights.append(_mixed(outputs, part))
     found, regions = torch.cat(names).unique(return_inverse=True)
-    return Plane(regions.view(resolution, resolution), len(found))
+    regions = regions.view(resolution, resolution)
+    _check_grid(regions, torch.cat(heights).view(resolution, resolution))
+    return Plane(regions, len(found))
 
 
 def polygons_on_plane(
@@ -532,7 +582,7 @@ def polygons_on_plane(
     open_: list[NDArray[np.float64]] = [square]
     done: list[NDArray[np.float64]] = []
     with _exact(model) as twin:
-        live = _probe(twin, origin.double())
+        live = _probe(twin, *_diagonals(origin, u, v))
         plane = _plane(origin, u, v)
         while open_:
             polygons, open_ = open_[-chunk:], open_[:-chunk]
@@ -541,7 +591,45 @@ def polygons_on_plane(
                 (open_ if len(parts) > 1 else done).extend(parts)
             if len(open_) + len(done) > most:
                 raise ValueError(f"most: there are more than {most} regions on this square; take a smaller one")
+        _check_polygons(twin, plane, done, chunk)
     return [torch.from_numpy(polygon) for polygon in done]
+
+
+def _mixed(outputs: Tensor | None, at: Tensor) -> Tensor:
+    """All outputs of each point in one number, (n,), with weights that are no round numbers."""
+    check_outputs(outputs, len(at), None)  # type: ignore[arg-type]
+    flat = outputs.reshape(len(at), -1)  # type: ignore[union-attr]
+    weights = 1 + torch.rand(flat.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return flat.double() @ weights.to(flat.device)
+
+
+def _check_grid(regions: Tensor, heights: Tensor) -> None:
+    """ValueError unless the outputs at three neighbours of one region lie on a line: along rows, columns and diagonals."""
+    n = len(regions)
+    for down, right in ((0, 1), (1, 0), (1, 1)):
+        (a, b, c), (one, two, three) = (
+            [grid[i * down : n - (2 - i) * down, i * right : n - (2 - i) * right] for i in range(3)]
+            for grid in (regions, heights)
+        )
+        bent = _differ(two.reshape(-1, 1), (one + three).reshape(-1, 1) / 2, heights)
+        if (bent & ((a == b) & (b == c)).flatten()).any():
+            raise ValueError(_bends_elsewhere("inside a region of the plane"))
+
+
+def _check_polygons(
+    twin: Model, plane: Callable[[Tensor], Tensor], polygons: list[NDArray[np.float64]], chunk: int
+) -> None:
+    """ValueError unless the outputs are affine on the largest polygons, corners included."""
+    largest = sorted(polygons, key=_area, reverse=True)[:_TRIED]
+    for part in (largest[first : first + chunk] for first in range(0, len(largest), chunk)):
+        weights = [(1 - _UNEVEN) ** np.arange(len(polygon)) for polygon in part]
+        weights = [weight / weight.sum() for weight in weights]
+        inside = [weight @ polygon for weight, polygon in zip(weights, part, strict=True)]
+        values = _outputs(twin, plane(torch.from_numpy(np.concatenate([*part, inside]))), None)
+        *corners, found = values.split([*map(len, part), len(part)])
+        affine = [torch.from_numpy(w).to(at.device) @ at.double() for w, at in zip(weights, corners, strict=True)]
+        if _differ(found, torch.stack(affine), values).any():
+            raise ValueError(_bends_elsewhere("inside a polygon"))
 
 
 def _first_lines(
@@ -757,10 +845,12 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _watch(twin: Model, inputs: Tensor, live: list[bool], see: Callable[[Tensor], None]) -> None:
-    """Run a model and show it what decides each of its bends, (rows, units) or (rows, units, k), in their order.
+def _watch(twin: Model, inputs: Tensor, live: list[bool], see: Callable[[Tensor], None]) -> Tensor | None:
+    """Run a model and show ``see`` what decides each of its bends, (rows, units) or (rows, units, k), in their order.
 
     live  for each bend whether it depends on the inputs; a bent constant is none of our business
+
+    Returns the outputs, or None if ``see`` had enough.
     """
     turn = iter(live)
 
@@ -770,7 +860,10 @@ def _watch(twin: Model, inputs: Tensor, live: list[bool], see: Callable[[Tensor]
                 see(each)
 
     with torch.inference_mode(False), torch.no_grad(), _Watch(show), suppress(_Enough):
-        check_finite("the model's outputs", twin(inputs))
+        outputs = twin(inputs)
+        check_finite("the model's outputs", outputs)
+        return outputs
+    return None
 
 
 class _Enough(Exception):
@@ -780,8 +873,8 @@ class _Enough(Exception):
 class _Record(TorchFunctionMode):
     """Keeps what every function gives; with ``ends``, records at two points, refuses what is not affine between them.
 
-    What is known to bend is told to give the mean of what it gave at the two points. So every other function sees the mean
-    of what it saw, and gives the mean of what it gave exactly if it is affine.
+    What is known to bend is told to give the (weighted) mean of what it gave at the two points. So every other function sees
+    the mean of what it saw, and gives the mean of what it gave exactly if it is affine.
     """
 
     def __init__(self) -> None:
@@ -813,8 +906,8 @@ class _Record(TorchFunctionMode):
         a, b = one.outputs[turn], other.outputs[turn]
         if bends:
             with torch.no_grad():
-                output.copy_((a + b) / 2)
-        elif not (output - (a + b) / 2).abs().le(1e-8 * torch.maximum(a.abs(), b.abs()).amax()).all():
+                output.copy_(torch.lerp(a, b, _UNEVEN))
+        elif not (output - torch.lerp(a, b, _UNEVEN)).abs().le(1e-8 * torch.maximum(a.abs(), b.abs()).amax()).all():
             raise ValueError(
                 f"model must be piecewise linear, made of affine functions and of {_BENDS}; but {name} is neither"
             )
@@ -823,25 +916,21 @@ class _Record(TorchFunctionMode):
 _BENDS = "relu, relu6, leaky_relu, prelu, hardtanh, hardsigmoid, clamp, abs, maximum, minimum and max pooling"
 
 
-def _probe(twin: Model, point: Tensor) -> list[bool]:
-    """ValueError unless the model is piecewise linear and keeps its items apart; for each bend whether it sees the inputs."""
+def _probe(twin: Model, *pairs: tuple[Tensor, Tensor]) -> list[bool]:
+    """ValueError unless the model is piecewise linear and keeps its items apart; for each bend whether it sees the inputs.
+
+    pairs  of points between which it is asked, as it is between two that are farther apart, at random around the first pair
+    """
     generator = torch.Generator().manual_seed(0)
-    spread = 1 + point.abs().max()  # far apart: from nearby, a smooth function looks affine
+    start, end = (point.double() for point in pairs[0])
+    spread = 1 + torch.maximum(start.abs(), end.abs()).max()  # far apart: from nearby, a smooth function looks affine
     one, other = (
-        point[None] + spread * torch.randn(1, *point.shape, generator=generator, dtype=point.dtype).to(point.device)
+        (start + end) / 2 + spread * torch.randn(start.shape, generator=generator, dtype=start.dtype).to(start.device)
         for _ in range(2)
     )
-    at_one, at_other, between = _Record(), _Record(), _Record()
-    between.ends = at_one, at_other
-    for record, point in ((at_one, one), (at_other, other), (between, (one + other) / 2)):
-        with torch.enable_grad():
-            x = point.clone().requires_grad_() * 1  # a model may work in place on it
-            with record:
-                outputs = twin(x)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
-            )
+    for pair in pairs:
+        _records(twin, *pair)
+    at_one, at_other = _records(twin, one, other)
     turn = iter([torch.cat(pair) for pair in zip(at_one.bends, at_other.bends, strict=True)])
 
     def compare(bend: Tensor) -> None:
@@ -851,8 +940,25 @@ def _probe(twin: Model, point: Tensor) -> list[bool]:
                 "model must give each item what it gives it alone, one after the other along the first axis"
             )
 
-    _watch(twin, torch.cat([one, other]), at_one.live, compare)
+    _watch(twin, torch.stack([one, other]), at_one.live, compare)
     return at_one.live
+
+
+def _records(twin: Model, one: Tensor, other: Tensor) -> tuple[_Record, _Record]:
+    """What the model does at two points; ValueError if one of its functions is neither affine between them nor watched."""
+    one, other = one.double()[None], other.double()[None]
+    at_one, at_other, between = _Record(), _Record(), _Record()
+    between.ends = at_one, at_other
+    for record, point in ((at_one, one), (at_other, other), (between, torch.lerp(one, other, _UNEVEN))):
+        with torch.enable_grad(), unchanged(twin):  # the same state each time, if it counts its calls
+            x = point.clone().requires_grad_() * 1  # a model may work in place on it
+            with record:
+                outputs = twin(x)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"model must return a tensor, got {type(outputs).__name__}; wrap it in a function that picks one"
+            )
+    return at_one, at_other
 
 
 @contextmanager
@@ -882,6 +988,12 @@ def _plane(origin: Tensor, u: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
         return origin + a * u + b * v
 
     return points
+
+
+def _diagonals(origin: Tensor, u: Tensor, v: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The opposite corners of the square."""
+    a, b, c, d = _plane(origin, u, v)(torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]).double())
+    return (a, b), (c, d)
 
 
 def _check_module(model: Model) -> None:
