@@ -7,8 +7,8 @@ and `zaslavsky_bound` are what theory says of the largest number that is possibl
 that the lecture measures.
 
 The pieces of *any* PyTorch model made of affine operations and of ReLU and its relatives are found, without touching it: what
-the model calls is watched, whoever calls it. A model with anything else in it, a sigmoid or a layer norm, is refused by name; and
-what was found is tried out: between two bends the outputs have to be affine.
+the model calls is watched, whoever calls it. A model with anything else in it, a sigmoid or a layer norm, is refused by name;
+and what was found is tried out: between two bends the outputs have to be affine.
 """
 
 from __future__ import annotations
@@ -443,7 +443,7 @@ _UNEVEN = 0.382  # of the way from one point to another: in the middle, much tha
 
 
 def _check_pieces(twin: Model, line: Callable[[Tensor], Tensor], t: Tensor, target: Target | None, chunk: int) -> None:
-    """ValueError unless the outputs, or the score, are affine on the longest of the pieces between breakpoints, ends included."""
+    """ValueError unless the outputs, or the score, are affine on the longest pieces between breakpoints, ends included."""
     ends = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
     left = ends.diff().topk(min(_TRIED, len(t) + 1)).indices.sort().values
     a, b = ends[left], ends[left + 1]
