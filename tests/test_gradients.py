@@ -352,7 +352,6 @@ def test_the_rule_ends_with_the_model(method):
 
 @edited
 def test_a_compiled_model_gives_what_the_model_gives(method):
-    torch.compiler.reset()  # what other tests compiled, or failed to, would keep the same code from being compiled again
     model, x, compilations = network(), normal(2, 3, 8, 8), []
 
     def backend(graph, examples):

@@ -137,3 +137,26 @@ def test_buffers_are_put_back_also_those_made_in_inference_mode():
         model(torch.ones(1, 2))
         assert model.calls == 1
     assert model.calls == 0
+
+
+def test_the_compiler_compiles_again_when_the_last_of_many_has_left():
+    torch.compiler.reset()
+    compilations = []
+
+    def backend(graph, examples):
+        compilations.append(graph)
+        return graph.forward
+
+    double = torch.compile(lambda x: 2 * x, backend=backend)
+    one, other = scores.uncompiled(), scores.uncompiled()  # as from two threads, which do not leave in the order they came
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    double(torch.ones(2))
+    assert not compilations
+    with pytest.raises(RuntimeError), scores.uncompiled():
+        raise RuntimeError
+    double(torch.ones(2))
+    assert not compilations
+    other.__exit__(None, None, None)
+    assert double(torch.ones(2)).tolist() == [2, 2] and len(compilations) == 1

@@ -14,10 +14,8 @@ items give.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from .scores import (
     pairs,
     scores,
     unchanged,
+    uncompiled,
     wide,
 )
 from .scores import gradient as score_gradient
@@ -135,7 +134,7 @@ def _edited(model: Model, inputs: Tensor, target: Target, *, keep_mask: bool) ->
     rectifiers = _Rectifiers(keep_mask)
 
     def watched(x: Tensor) -> Tensor:
-        with _uncompiled(), rectifiers:
+        with uncompiled(), rectifiers:
             return model(x)
 
     with unchanged(model):
@@ -189,13 +188,6 @@ class _Rectified(torch.autograd.Function):
         """Pass what is positive to x."""
         positive = grads[0].clamp(min=0)
         return (positive * ctx.saved_tensors[0] if ctx.saved_tensors else positive), None, None
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """A compiled model runs as it was written, so that its calls are seen. Who has compiled has loaded the compiler."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 # What a call rectifies, at which ceiling, and whether in place; None if it is no ReLU. Arguments are named as PyTorch does.

@@ -8,8 +8,10 @@ mistakes in the same words, and leave the model as it was.
 from __future__ import annotations
 
 import operator
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -35,6 +37,7 @@ __all__ = [
     "run",
     "score_of",
     "scores",
+    "uncompiled",
     "unchanged",
     "vary",
     "wide",
@@ -302,3 +305,30 @@ def unchanged(model: Model) -> Iterator[None]:
                 if not torch.equal(b, values):
                     with torch.inference_mode(b.is_inference()):
                         b.copy_(values)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What was compiled runs as it was written, so that its calls are seen. Who has compiled has loaded the compiler.
+
+    PyTorch keeps one such setting for all threads: the first to come in sets it, the last to leave puts it back.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    global _inside
+    with _LOCK:
+        if not _inside:
+            _STANCE.enter_context(torch.compiler.set_stance("force_eager"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if not _inside:
+                _STANCE.close()
+
+
+_LOCK, _STANCE = threading.Lock(), ExitStack()
+_inside = 0

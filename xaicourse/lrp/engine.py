@@ -24,8 +24,6 @@ alone. Where a gate meets a signal in a product, the gate is a constant.
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -41,6 +39,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..scores import uncompiled
 from . import affine, operations
 from .composites import Composite
 from .ledger import Recorder, Row
@@ -268,7 +267,7 @@ class Engine(TorchFunctionMode):
             module_hooks.register_module_forward_hook(leave, always_call=True),  # a model may catch an exception
         ]
         try:
-            with torch.inference_mode(False), torch.enable_grad(), _seeing_custom_functions(), _uncompiled(), self:
+            with torch.inference_mode(False), torch.enable_grad(), _seeing_custom_functions(), uncompiled(), self:
                 yield
         except TypeError:
             if self.error is not None:  # Python's ``*`` makes another one of it
@@ -950,10 +949,3 @@ def _popped(mode: TorchFunctionMode) -> Iterator[None]:
         yield
     finally:
         _push_mode(mode)
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Compiled functions run as they were written, so that their calls are seen. Who has compiled has loaded the compiler."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
