@@ -577,6 +577,30 @@ def test_skips_slow_the_decay_and_batch_norm_alone_speeds_it_up():
     assert norms[0] < 0.1 < plain[0] - 0.3  # batch norm alone shatters most
     assert both[0] - both[1] > norms[0] + norms[1] + 0.1
     assert scaled[0] - scaled[1] > both[0] + both[1]
+    alone = at_lag(2, depth, seeds=seeds, skip=True, beta=0.1)
+    assert alone[0] - alone[1] > scaled[0]  # small branches need no batch norm
+
+
+def test_depth_makes_more_jumps_of_the_gradient_at_the_same_width_and_not_larger_ones():
+    start, end = torch.full((2,), -1.0).double(), torch.full((2,), 1.0).double()
+
+    def jumps(depth, width):
+        found = []
+        for seed in range(12):
+            model = shattering.network(depth, width, inputs=2, batch_norm=True, generator=seeded(seed)).double()
+            shattering.calibrate(model, 4 * torch.rand(300, 2, generator=seeded(seed), dtype=torch.float64) - 2)
+            bends = torch.cat([torch.zeros(1), shattering.breakpoints(model, start, end), torch.ones(1)])
+            x = (start + (bends[1:] + bends[:-1])[:, None] / 2 * (end - start)).requires_grad_()
+            slopes = torch.autograd.grad(model(x).sum(), x)[0]
+            squares, length = slopes.diff(dim=0).square().sum(1), slopes.square().sum(1).mean()
+            found.append([squares.mean().sqrt() / length.sqrt(), squares.sum() / (2 * length)])
+        return torch.tensor(found).mean(0)
+
+    shallow, deep, wide = jumps(1, 12), jumps(6, 12), jumps(1, 48)
+    assert 0.7 < deep[0] / shallow[0] < 1.4 and wide[0] < 0.75 * shallow[0]  # it is the width that makes them small
+    assert (
+        deep[1] > 4 * shallow[1] and 0.4 < wide[1] / shallow[1] < 2.5
+    )  # how often the gradient is exchanged on the line
 
 
 def test_without_batch_norm_skips_slow_the_decay_a_little():
