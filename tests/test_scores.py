@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xaicourse import cam, gradients, lime, occlusion, scores
+from xaicourse import cam, gradients, lime, lrp, occlusion, scores
 
 
 class Viewing(nn.Module):
@@ -148,7 +148,10 @@ def test_the_compiler_compiles_again_when_the_last_of_many_has_left():
         return graph.forward
 
     double = torch.compile(lambda x: 2 * x, backend=backend)
-    one, other = scores.uncompiled(), scores.uncompiled()  # as from two threads, which do not leave in the order they came
+    one, other = (
+        scores.uncompiled(),
+        scores.uncompiled(),
+    )  # as from two threads, which do not leave in the order they came
     one.__enter__()
     other.__enter__()
     one.__exit__(None, None, None)
@@ -160,3 +163,25 @@ def test_the_compiler_compiles_again_when_the_last_of_many_has_left():
     assert not compilations
     other.__exit__(None, None, None)
     assert double(torch.ones(2)).tolist() == [2, 2] and len(compilations) == 1
+
+
+@pytest.mark.parametrize(
+    "explain",
+    [
+        lambda model, x: gradients.gradient(model, x, 1),
+        lambda model, x: gradients.guided_backprop(model, x, 1),
+        lambda model, x: gradients.integrated_gradients(model, x, 1, steps=2),
+        lambda model, x: gradients.integrated_gradients(model, x, 1, steps="auto"),
+        lambda model, x: gradients.smoothgrad(model, x, 1, samples=2),
+        lambda model, x: gradients.expected_gradients(model, x, 1, baselines=torch.zeros(2, *x.shape[1:])),
+        lambda model, x: lrp.relevance(model, x, 1),
+        lambda model, x: lrp.trace(model, x, 1),
+        lambda model, x: cam.grad_cam(model, x, 1, layer="0"),
+    ],
+)
+def test_a_photograph_without_the_axis_of_the_items_is_told_apart_from_other_failures(explain):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    with pytest.raises(ValueError, match=r"inputs must have shape .*\(3, 8, 8\).*3 items.*give inputs\[None\]"):
+        explain(model, torch.randn(3, 8, 8))
+    with pytest.raises(RuntimeError):  # another size fails with or without the axis: PyTorch says what is wrong
+        explain(model, torch.randn(1, 3, 9, 9))

@@ -35,6 +35,7 @@ from .scores import (
     check_inputs,
     check_model,
     check_target,
+    first_axis_kept,
     of_items,
     pairs,
     scores,
@@ -310,7 +311,7 @@ def integrated_gradients(
     Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
     """
     target, start = _check_integral(model, inputs, target, baseline, steps, quadrature, tolerance, max_steps, chunk)
-    with unchanged(model):
+    with unchanged(model), first_axis_kept(model, inputs):
         if steps != "auto":
             return _like(_rule(model, inputs, start, target, quadrature, steps, chunk), inputs)
         found = _adapt(model, inputs, start, target, quadrature, tolerance, max_steps, chunk)
@@ -342,7 +343,7 @@ def integrate(
     Asks the model for the scores of inputs and baselines besides. Returns an `Integral`.
     """
     target, start = _check_integral(model, inputs, target, baseline, steps, quadrature, tolerance, max_steps, chunk)
-    with unchanged(model):
+    with unchanged(model), first_axis_kept(model, inputs):
         if steps == "auto":
             return _adapt(model, inputs, start, target, quadrature, tolerance, max_steps, chunk)
         relevance = _rule(model, inputs, start, target, quadrature, steps, chunk)
@@ -540,7 +541,7 @@ def _noisy(
     mean = torch.zeros_like(wide(x))
     spread = torch.zeros_like(mean) if squares else mean
     count = torch.zeros(len(x), device=x.device)
-    with unchanged(model):
+    with unchanged(model), first_axis_kept(model, inputs):
         for _, item, found in _gradients(model, make, inputs, target, samples, chunk, method):
             found = wide(found)
             if not squares:
@@ -626,7 +627,7 @@ def expected_gradients(
         return torch.lerp(b[which[variant]], x[item], _each(places[variant], x)).to(inputs.dtype)
 
     total = torch.zeros_like(x)
-    with unchanged(model):
+    with unchanged(model), first_axis_kept(model, inputs):
         for variant, item, found in _gradients(model, make, inputs, target, samples, chunk):
             total.index_add_(0, item, wide(found) * (x[item] - b[which[variant]]), alpha=1 / samples)
     return _like(total, inputs)

@@ -29,6 +29,7 @@ __all__ = [
     "check_outputs",
     "check_score",
     "check_target",
+    "first_axis_kept",
     "gradient",
     "laid_out",
     "of_items",
@@ -205,7 +206,37 @@ def run(model: Model, inputs: Tensor) -> Tensor:
 
     Images on a CPU are laid out with their channels last in memory: convolutions are faster, the values are the same. A model
     that asks its activations for ``view`` may need them in the usual order, and is run again.
+
+    ValueError if the model fails because the first axis of the inputs, that of the items, was forgotten.
     """
+    with first_axis_kept(model, inputs):
+        return _run(model, inputs)
+
+
+@contextmanager
+def first_axis_kept(model: Model, inputs: Tensor) -> Iterator[None]:
+    """Where something fails, say so in plain words if it is because the inputs are one item (…) and not a batch (1, …)."""
+    try:
+        yield
+    except Exception as error:
+        if _takes(model, inputs) or not _takes(model, inputs[None]):
+            raise
+        raise ValueError(
+            f"inputs must have shape (N, …), one item after the other; the model cannot take {tuple(inputs.shape)}, read as "
+            f"{len(inputs)} items of shape {tuple(inputs.shape[1:])}, but could take {(1, *inputs.shape)}: give inputs[None]"
+        ) from error
+
+
+def _takes(model: Model, inputs: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(inputs.detach().clone())
+    except Exception:
+        return False
+    return True
+
+
+def _run(model: Model, inputs: Tensor) -> Tensor:
     if inputs.dim() != 4 or inputs.device.type != "cpu":
         return model(inputs.clone())
     if model not in _AS_THEY_ARE:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_finite, kind
-from ..scores import Target, check_model, check_outputs, check_target, laid_out, pick, unchanged
+from ..scores import Target, check_model, check_outputs, check_target, first_axis_kept, laid_out, pick, unchanged
 from .composites import COMPOSITES, Composite, named
 from .engine import Engine, UnhandledOperation
 from .ledger import Ledger, Recorder
@@ -146,7 +146,7 @@ def _explain(
         engine.saw_autocast = coarse
         x, twin = _leaves(model, inputs)
         entrance = engine.enter(x, twin)
-        with engine.running():
+        with first_axis_kept(model, inputs), engine.running():
             outputs = model(entrance)
         outputs = engine.value(outputs)
         check_outputs(outputs, len(inputs), target)
@@ -202,7 +202,7 @@ def _leaves(model: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, 
 def _count_layers(model: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
     engine = Engine(model, COMPOSITES["epsilon"])
     entrance = engine.enter(*_leaves(model, inputs))
-    with engine.running():
+    with first_axis_kept(model, inputs), engine.running():
         model(entrance)
     return len(engine.depths)
 
