@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from xaicourse import mosaics
+from xaicourse import digits, mosaics
 
 
 def test_the_quarter_in_the_mask_holds_the_class_and_no_other_does():
@@ -12,8 +12,7 @@ def test_the_quarter_in_the_mask_holds_the_class_and_no_other_does():
     assert pictures.shape == (64, 3, 56, 56) and classes.shape == (64,) and masks.shape == (64, 1, 56, 56)
     assert pictures.min() >= 0 and pictures.max() <= 1 and set(classes.tolist()) <= set(range(5))
     assert (masks.sum((1, 2, 3)) == 28 * 28).all()
-    digits, labels = mosaics._digits("test")
-    label_of = {digit.numpy().tobytes(): int(label) for digit, label in zip(digits, labels, strict=True)}
+    label_of = {digit.numpy().tobytes(): int(label) for digit, label in zip(*digits.samples("test"), strict=True)}
     for picture, number, mask in zip(pictures[:, 0], classes, masks[:, 0], strict=True):
         for top in (0, 28):
             for left in (0, 28):
@@ -30,9 +29,9 @@ def test_the_same_mosaics_come_each_time_and_others_from_another_generator():
 
 
 def test_no_digit_of_the_test_split_is_one_of_the_training_split():
-    digits = [{d.numpy().tobytes() for d in mosaics._digits(split)[0]} for split in ("train", "test")]
-    assert len(digits[0]) > 3900 and len(digits[1]) > 990
-    assert not digits[0] & digits[1]
+    train, test = ({d.numpy().tobytes() for d in digits.samples(split)[0]} for split in ("train", "test"))
+    assert len(train) > 3900 and len(test) > 990
+    assert not train & test
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_an_unknown_split_or_network_is_refused():
 
 def test_weights_that_are_missing_or_not_those_of_the_card_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(mosaics, "_FOLDER", tmp_path)
-    with pytest.raises(FileNotFoundError, match="weights of 'lstm' must be in .*mosaics train"):
+    with pytest.raises(FileNotFoundError, match="the weights must be in .*lstm.pt.*mosaics train"):
         mosaics.load("lstm")
     (tmp_path / "lstm.pt").write_bytes(b"something else")
     (tmp_path / "sha256sums").write_text("0123  lstm.pt\n")

