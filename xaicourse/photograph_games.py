@@ -8,7 +8,8 @@ coalitions takes minutes for each photograph, so that what it said is stored in 
 
 from __future__ import annotations
 
-from functools import cached_property
+import difflib
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,26 @@ from torchvision.transforms import functional as vision
 from . import images, lime, models, removal, shapley
 from .scores import check_target
 
-__all__ = ["FILE", "NAMES", "REMOVALS", "SIZE", "Photograph", "patches", "real_crops", "stored"]
+__all__ = [
+    "CONTROL",
+    "FILE",
+    "NAMES",
+    "REMOVALS",
+    "SIZE",
+    "Photograph",
+    "patches",
+    "real_crops",
+    "recorded",
+    "recorded_game",
+]
 
 SIZE = 168
 """The side of the pictures in pixels: 3 x 3 patches of 56, 6 x 6 of 28."""
 NAMES = ("astronaut", "camera", "chelsea", "china", "coffee", "flower", "motorcycle", "rocket")
 """The photographs of things for which ImageNet has a word."""
 REMOVALS = ("black", "mean", "blur", "inpainting", "marginal", "nearest")
+CONTROL = "wider blur"
+"""The blur, a quarter wider: a change of the removal that should not matter much."""
 FILE = Path(__file__).parents[1] / "data" / "photograph_games" / "photographs.npz"
 
 _CROPS, _BACKGROUND = 40, 20  # of each photograph: to know what is real, to put in the place of what is removed
@@ -129,13 +143,15 @@ class Photograph:
         return torch.stack([logits[:, self.target], sure, of.float(), torch.minimum(own, others), others], 1)
 
     def removal(self, how: str) -> removal.Removal:
-        """One of ``REMOVALS``; "marginal" draws at random, for which `game` has its own way."""
+        """One of ``REMOVALS``, or ``CONTROL``; "marginal" draws at random, for which `game` has its own way."""
         if how == "black":
             return removal.baseline(models.pixel_range()[0])
         if how == "mean":
             return removal.mean()
         if how == "blur":
             return removal.blur(SIZE / 20)
+        if how == CONTROL:
+            return removal.blur(SIZE / 16)
         if how == "inpainting":
             return _inpainting
         if how == "marginal":
@@ -148,7 +164,7 @@ class Photograph:
         """The game of parts of the photograph.
 
         players     which player each pixel belongs to, (SIZE, SIZE)
-        how         one of ``REMOVALS``; "marginal" is the mean over crops of two other photographs
+        how         one of ``REMOVALS``, or ``CONTROL``; "marginal" is the mean over crops of two other photographs
         everything  False: a coalition's value is its score; True: all that `described` says of it
         """
         model = self.described if everything else self.network
@@ -165,12 +181,47 @@ def _inpainting(inputs: Tensor, removed: Tensor) -> Tensor:
     return torch.where(removed, F.interpolate(filled, scale_factor=4, mode="bilinear"), inputs)
 
 
-def stored() -> dict[str, np.ndarray]:
-    """What ``data/photograph_games/make.py`` has measured, by ``photograph/players/removal``.
-
-    FileNotFoundError if it is not there: it comes with the course's folder, not with an installed package.
-    """
+@cache
+def _stored() -> dict[str, np.ndarray]:
     if not FILE.exists():
         raise FileNotFoundError(f"{FILE} must be there; `python data/photograph_games/make.py` makes it")
     with np.load(FILE) as content:
         return dict(content)
+
+
+def recorded(name: str, what: str) -> Tensor:
+    """What ``data/photograph_games/make.py`` has measured of a photograph.
+
+    name  one of ``NAMES``
+    what  "patches/black" and the like, of nine patches or of segments: what `Photograph.described` says of every coalition,
+          by its number (`shapley.coalitions`), (2^players, 5); "fine/black" and the like: Shapley values of 6 x 6 patches and
+          their standard errors, (2, 36); "runs/black", of coffee only: the same by other seeds, (runs, 2, 36);
+          "real" and "perturbed": (N, 5); "segments": the players, LongTensor (SIZE, SIZE)
+
+    By "marginal", all five are means over two pictures, so that the class says nothing.
+
+    ValueError for another name, FileNotFoundError if the file is not there: it comes with the course's folder, not with an
+    installed package.
+    """
+    key = f"{name}/{what}"
+    if key not in _stored():
+        near = difflib.get_close_matches(key, _stored(), n=3)
+        raise ValueError(
+            f"name and what must be of a photograph that was measured, such as {near}, got {name!r}, {what!r}"
+        )
+    values = torch.from_numpy(_stored()[key])
+    return values.long() if what == "segments" else values.double()
+
+
+def recorded_game(name: str, players: str, how: str) -> shapley.Game:
+    """The game of the scores that are recorded: as `Photograph.game`, without asking the network.
+
+    players  "patches" or "segments"
+    how      one of ``REMOVALS``, or for patches ``CONTROL``
+
+    Errors as `recorded`.
+    """
+    scores = recorded(name, f"{players}/{how}")[:, 0]
+    count = len(scores).bit_length() - 1
+    number = 1 << torch.arange(count)
+    return shapley.Game(lambda coalitions: scores[coalitions.long() @ number], count)

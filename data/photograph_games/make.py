@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from xaicourse import photograph_games, shapley
 
 FINE = 400  # evaluations for 6 x 6 patches
+REPEATED, RUNS = "coffee", 16  # of one estimate, on one photograph
 
 
 def enumerated(photograph: photograph_games.Photograph, players: Tensor, how: str) -> np.ndarray:
@@ -24,12 +25,12 @@ def enumerated(photograph: photograph_games.Photograph, players: Tensor, how: st
     return torch.cat([values for _, values in game.blocks()]).numpy().astype(np.float32)
 
 
-def estimated(photograph: photograph_games.Photograph, how: str) -> np.ndarray:
+def estimated(photograph: photograph_games.Photograph, how: str, seed: int = 0) -> np.ndarray:
     """Shapley values of 6 x 6 patches and their standard errors, (2, 36)."""
     game = photograph.game(
         shapley.patches(photograph_games.SIZE, photograph_games.SIZE, photograph_games.SIZE // 6), how
     )
-    found = shapley.kernel(game, FINE, generator=torch.Generator().manual_seed(0))
+    found = shapley.kernel(game, FINE, generator=torch.Generator().manual_seed(seed))
     return torch.stack([found.values, found.standard_errors]).numpy().astype(np.float32)
 
 
@@ -55,6 +56,14 @@ def main() -> None:
         if f"{name}/real" not in stored:
             stored |= measure(name)
             np.savez_compressed(photograph_games.FILE, **stored)
+        if (key := f"{name}/patches/{photograph_games.CONTROL}") not in stored:
+            photograph = photograph_games.Photograph(name)
+            stored[key] = enumerated(photograph, photograph_games.patches(), photograph_games.CONTROL)
+            np.savez_compressed(photograph_games.FILE, **stored)
+    if (key := f"{REPEATED}/runs/black") not in stored:
+        photograph = photograph_games.Photograph(REPEATED)
+        runs = [estimated(photograph, "black", seed) for seed in range(1, 1 + RUNS)]
+        np.savez_compressed(photograph_games.FILE, **stored, **{key: np.stack(runs)})
 
 
 if __name__ == "__main__":
