@@ -1,5 +1,6 @@
 """Grad-CAM and its relatives, held against equations (14) to (16) by hand, captum, pytorch-grad-cam and autograd itself."""
 
+import contextlib
 import copy
 import itertools
 
@@ -672,3 +673,66 @@ def test_claim_c2_averaging_costs_the_sum_over_channels_gains_and_the_positive_p
         if name != "densenet":  # a ReLU stands between its last layer and the mean over the places
             maps = [cam.grad_cam(model, x, y, layer=last, average=average) for average in (True, False)]
             torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-6)
+
+
+class PassesOn(nn.Module):
+    """A layer that hands on the very tensor on which the model then works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), nn.Identity(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.conv(x)
+        marked = self.layer(h)
+        h.mul_(0).add_(7)
+        return self.head((marked * marked).mean((2, 3)))
+
+
+def test_a_layer_that_hands_on_a_tensor_that_is_changed_in_place_later_has_its_own_values():
+    model, x = PassesOn().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    A = model.conv(x).detach().requires_grad_()
+    slope = torch.autograd.grad(model.head((A * A).mean((2, 3)))[:, 1].sum(), A)[0]
+    expected = (slope.mean((2, 3), keepdim=True) * A).sum(1, keepdim=True).detach()
+    found = cam.grad_cam(model, x, 1, layer="layer", positive=False, upsample=False)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-14)
+
+
+class SwitchesAutograd(nn.Module):
+    """Some of its layers stand in a block that switches autograd on; what follows must be differentiated all the same."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+        self.one, self.two, self.three = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 1),
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        with self.block():
+            a = self.one(x).tanh()
+        b = self.two(a).tanh()
+        return self.head((self.three(b) + a).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["one", ["one", "three"], ["two", "three"]])
+def test_a_model_that_switches_autograd_around_a_layer_is_explained_as_one_that_does_not(layer):
+    torch.manual_seed(0)
+    model = SwitchesAutograd(torch.enable_grad).double().eval()
+    plain = SwitchesAutograd(contextlib.nullcontext).double().eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    found, expected = (cam.grad_cam(m, x, 1, layer=layer, positive=False) for m in (model, plain))
+    for path in [layer] if isinstance(layer, str) else layer:
+        one, other = (r if isinstance(layer, str) else r[path] for r in (found, expected))
+        assert torch.allclose(one, other, rtol=0, atol=1e-14) and one.abs().max() > 0
+    assert torch.is_grad_enabled()
+
+
+def test_a_model_that_cuts_the_graph_behind_a_layer_is_refused():
+    model = SwitchesAutograd(torch.no_grad).double().eval()
+    with pytest.raises(ValueError, match="'one'.*cut"):
+        cam.grad_cam(model, torch.randn(1, 3, 6, 6, dtype=torch.float64), 1, layer="one")

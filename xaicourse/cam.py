@@ -235,41 +235,21 @@ def _explain(
 
 
 def _features(model: nn.Module, inputs: Tensor, target: Target, paths: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The output of each layer, and the gradient of the score with respect to it; the model is run once.
+    """The output of each layer, and the gradient of the score with respect to it.
 
-    The graph begins at the first of the layers: autograd is off until its hook turns it on.
+    The graph begins at the first of the layers: autograd is off until its hook turns it on, and the model is run once. A model
+    that switches autograd itself, around a layer, switches it off again: then it is run once more, with autograd on from the
+    start.
     """
-    outputs: dict[str, Tensor] = {}
-
-    def catch(path: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
-            if path in outputs:
-                raise ValueError(
-                    f"layer: {path!r} is called more than once in a forward pass, so that it has more than one map; "
-                    "name the module around it, or one that is called once"
-                )
-            if not isinstance(output, Tensor) or not output.is_floating_point():
-                raise ValueError(f"layer: {path!r} must give a tensor of a float dtype, got {kind(output)}")
-            torch.set_grad_enabled(True)
-            outputs[path] = output if output.requires_grad else output.detach().requires_grad_()
-            return outputs[path].clone()  # the model may go on with it in place
-
-        return hook
-
-    with unchanged(model), torch.inference_mode(False), torch.no_grad():
-        handles = [model.get_submodule(path).register_forward_hook(catch(path)) for path in paths]
-        handles.append(
-            model.register_forward_pre_hook(lambda *_: outputs.clear())
-        )  # see ``scores.run``: it may run twice
-        try:
-            score = scores(model, inputs.detach().clone(), target)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for path in paths:
-            if path not in outputs:
-                raise ValueError(f"layer: {path!r} is not called in a forward pass of the model")
-        wanted = list(outputs.values())
+    with unchanged(model), torch.inference_mode(False):
+        score, outputs, undisturbed = _forward(model, inputs, target, paths, early=False)
+        if not undisturbed:
+            score, outputs, _ = _forward(model, inputs, target, paths, early=True)
+    for path in paths:
+        if path not in outputs:
+            raise ValueError(f"layer: {path!r} is not called in a forward pass of the model")
+    wanted = list(outputs.values())
+    with torch.enable_grad():
         found = (
             torch.autograd.grad(score.sum(), wanted, allow_unused=True) if score.requires_grad else [None] * len(wanted)
         )
@@ -283,6 +263,48 @@ def _features(model: nn.Module, inputs: Tensor, target: Target, paths: list[str]
         check_finite(f"the gradient at {path!r}", gradient)
         features[path] = (outputs[path].detach(), gradient)
     return {path: features[path] for path in paths}
+
+
+def _forward(
+    model: nn.Module, inputs: Tensor, target: Target, paths: list[str], *, early: bool
+) -> tuple[Tensor, dict[str, Tensor], bool]:
+    """The score, the output of each layer in the order of their calls, and whether autograd stayed on behind the first.
+
+    early  whether autograd is on from the start
+    """
+    outputs: dict[str, Tensor] = {}
+    stayed = []
+
+    def catch(path: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
+            if path in outputs:
+                raise ValueError(
+                    f"layer: {path!r} is called more than once in a forward pass, so that it has more than one map; "
+                    "name the module around it, or one that is called once"
+                )
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                raise ValueError(f"layer: {path!r} must give a tensor of a float dtype, got {kind(output)}")
+            if outputs:
+                stayed.append(torch.is_grad_enabled())
+            if not early:
+                torch.set_grad_enabled(True)
+            kept = output.clone()  # the layer may have passed on a tensor on which the model works in place
+            outputs[path] = kept if kept.requires_grad else kept.detach().requires_grad_()
+            return outputs[path].clone()  # and the model may go on with this one in place
+
+        return hook
+
+    with torch.set_grad_enabled(early):
+        handles = [model.get_submodule(path).register_forward_hook(catch(path)) for path in paths]
+        handles.append(
+            model.register_forward_pre_hook(lambda *_: outputs.clear())
+        )  # see ``scores.run``: it may run twice
+        try:
+            score = scores(model, inputs.detach().clone(), target)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return score, outputs, not outputs or (torch.is_grad_enabled() and all(stayed))
 
 
 def _placed(path: str, values: Tensor, reshape: Reshape | None, inputs: Tensor) -> Tensor:
