@@ -249,7 +249,7 @@ def _features(model: nn.Module, inputs: Tensor, target: Target, paths: list[str]
         if path not in outputs:
             raise ValueError(f"layer: {path!r} is not called in a forward pass of the model")
     wanted = list(outputs.values())
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         found = (
             torch.autograd.grad(score.sum(), wanted, allow_unused=True) if score.requires_grad else [None] * len(wanted)
         )
