@@ -78,13 +78,21 @@ class Photograph:
         if name not in NAMES:
             raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
         self.name = name
-        network = models.load()
-        assert isinstance(network, models.EfficientNetLite0)
-        self.network = network.to(memory_format=torch.channels_last)
         full = models.transform()(images.load(name))[None]
         self.x = F.interpolate(full, size=SIZE, mode="bilinear", antialias=True)
+
+    @cached_property
+    def network(self) -> models.EfficientNetLite0:
+        """The course's network, laid out for speed."""
+        network = models.load()
+        assert isinstance(network, models.EfficientNetLite0)
+        return network.to(memory_format=torch.channels_last)
+
+    @cached_property
+    def target(self) -> int:
+        """The class that the network gives the photograph."""
         with torch.no_grad():
-            self.target = int(self.network(self.x).argmax())
+            return int(self.network(self.x).argmax())
 
     @cached_property
     def segments(self) -> Tensor:
