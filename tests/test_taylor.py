@@ -23,6 +23,8 @@ SMOOTH = {
     "layer norm of two": lambda x: F.layer_norm(x, (4, 6), torch.arange(24.0).double().view(4, 6), eps=0.1),
     "group norm": lambda x: F.group_norm(x, 2),
     "instance norm": lambda x: F.instance_norm(x, weight=x.new_tensor([1, 2, 3, 4])),
+    "torch's instance norm": lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, False),
+    "native layer norm": lambda x: torch.native_layer_norm(x, (6,), None, None, 1e-5)[0],
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x), "lstm": lambda x: LSTM(x)[0],
     "norm": lambda x: x.norm(dim=-1),
     "rms norm": lambda x: F.rms_norm(x, (6,)), "einsum": lambda x: torch.einsum("nij,nkj->nik", x, x), "erf": torch.erf,
@@ -239,6 +241,13 @@ def test_first_second_and_third_derivatives_are_those_of_torch_func(activation):
         torch.testing.assert_close(taylor.derivative(model, x0, order), expected.detach(), rtol=1e-9, atol=1e-12)
     expected = torch.stack([torch.func.hessian(lambda x: one(x)[1])(x) for x in x0])
     torch.testing.assert_close(taylor.derivative(model, x0, 2, target=1), expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_norm_of_the_batch_mixes_the_items_and_is_refused():
+    with pytest.raises(ValueError, match="f must treat each item by itself.*batch_norm"):
+        taylor.expansion(
+            lambda x: F.batch_norm(x, None, None, training=True).sum(1), normal(3, 4), normal(3, 4, seed=1), 2
+        )
 
 
 def test_the_hessian_of_a_layer_norm_is_that_of_reverse_mode():

@@ -425,20 +425,62 @@ def _instance_norm(
     return y if bias is None else y + bias.view(channels)
 
 
+def _torch_instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _native_layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = tuple(range(x.dim() - len(normalized_shape), x.dim()))
+    mean, spread = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
+    return _layer_norm(x, normalized_shape, weight, bias, eps), mean, torch.rsqrt(spread + eps)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training:
+        raise ValueError(
+            "f must treat each item by itself, but calls batch_norm with training=True: the batch's statistics"
+        )
+    return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
 def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-_FORMULAS: dict[Any, Callable[..., Tensor]] = {
+_FORMULAS: dict[Any, Callable[..., Any]] = {
     F.silu: lambda x: x * torch.sigmoid(x),
     F.mish: lambda x: x * torch.tanh(F.softplus(x)),
     F.hardsigmoid: lambda x: F.relu6(x + 3) / 6,
     F.glu: _glu,
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
     F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
+    F.batch_norm: _batch_norm,
 }
 
 
