@@ -81,6 +81,13 @@ def test_everyone_is_the_molecule_itself_by_every_removal():
         assert torch.equal(molecules.pack(left)[0], molecules.pack(ACETIC_ACID))
 
 
+def test_zero_silences_an_atom_and_leaves_its_bonds():
+    packed = molecules.without_atoms(ACETIC_ACID, torch.tensor([[True, False, True, True]]), "zero")[0]
+    whole = molecules.pack(ACETIC_ACID)
+    assert (packed[1, :4] == 0).all() and torch.equal(packed[:, 4:], whole[:, 4:])
+    assert torch.equal(packed[[0, 2, 3]], whole[[0, 2, 3]])
+
+
 def test_without_its_methyl_group_acetic_acid_is_formic_acid_if_capped():
     present = torch.tensor([[False, True, True, True]])
     left = molecules.left_of_atoms(ACETIC_ACID, present, "cap")

@@ -50,14 +50,15 @@ def test_what_lies_beyond_a_limit_is_said():
     assert any("up to 23.0" in text for text in shown)
 
 
-def test_the_player_with_the_largest_value_is_framed_however_small_it_is():
-    players = (torch.arange(16).expand(16, 16) >= 12).long()  # a quarter of the picture holds more than the rest
-    values = torch.where(players == 1, 3.0 / 64, 2.0 / 192)
+def test_the_player_with_the_largest_value_is_framed_and_not_the_one_with_the_strongest_colour():
+    column = torch.arange(16).expand(16, 16)
+    players = (column >= 10).long() + (column >= 13).long()
+    values = torch.tensor([3.0 / 160, 0.0, 2.0 / 48])[players]
     picture = plotting_players.parts(
         [[values]], torch.rand(3, 16, 16), rows=["r"], columns=["c"], notes=[["n"]], players=[players], alt="x"
     )
-    frame = picture.figure.axes[0].collections[0].get_paths()[0].vertices
-    assert frame[:, 0].min() > 10
+    (frame,) = picture.figure.axes[0].collections[0].get_paths()
+    assert (frame.vertices[:, 0] == 9.5).all()
 
 
 def test_atoms_that_are_bound_are_drawn_apart_and_near():
