@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 NOTEBOOKS ?= $(sort $(wildcard lectures/*.ipynb solutions/*.ipynb))
-OPEN ?= lectures/11_lrp_rules.ipynb
+OPEN ?= $(firstword $(sort $(wildcard lectures/*.ipynb)))
 
 python = $(VENV)/bin/python
 stamp = $(VENV)/.up-to-date
