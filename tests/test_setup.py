@@ -201,10 +201,18 @@ def test_make_refuses_an_older_python_and_says_what_to_do(make, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_make_lab_opens_the_first_lecture_that_is_there(make, tmp_path):
+    (tmp_path / "lectures").mkdir()
+    for name in ("11_lrp_rules", "05_shapley", "06_shapley_beyond_tables"):
+        (tmp_path / "lectures" / f"{name}.ipynb").touch()
+    _, log = make("lab")
+    assert "default_url=/lab/tree/lectures/05_shapley.ipynb" in log
+
+
 @pytest.mark.parametrize(
     ("target", "command"),
     [
-        ("lab", "-m jupyterlab --LabApp.default_url=/lab/tree/lectures/11_lrp_rules.ipynb"),
+        ("lab", "-m jupyterlab --LabApp.default_url=/lab/tree/"),
         ("test", "-m pytest"),
         ("bench", "-m benchmarks"),
         ("lint", "-m ruff check ."),
