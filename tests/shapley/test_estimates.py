@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import shap
 import torch
+import tqdm.auto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,13 +198,79 @@ def test_an_interrupted_estimate_returns_what_stands(estimator):
         estimator(shapley.Game(at_once, 8), 200)
 
 
-def test_a_progress_bar_is_shown_if_asked_for(capsys):
-    shapley.exact(game_of().game, progress=True)
-    shapley.permutation(game_of().game, 100, progress=True)
-    shapley.kernel(game_of().game, 100, progress=True)
-    assert capsys.readouterr().err.count("0/1 [") == 3
+def test_a_progress_bar_counts_evaluations_if_asked_for(monkeypatch, capsys):
+    bars = []
+
+    class Bar(tqdm.auto.tqdm):
+        def __init__(self, **settings):
+            self.steps = []
+            bars.append(self)
+            super().__init__(**settings)
+
+        def update(self, n=1):
+            self.steps.append(n)
+            super().update(n)
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    for work, total in [
+        (lambda game: shapley.exact(game, progress=True), 128),
+        (lambda game: shapley.banzhaf(game, progress=True), 128),
+        (lambda game: shapley.interactions(game, progress=True), 128),
+        (lambda game: shapley.owen(game, torch.tensor([0, 0, 1, 1, 1, 2, 2]), progress=True), 2 + 16 + 32 + 16),
+        (lambda game: shapley.permutation(game, 100, progress=True), 98),
+        (lambda game: shapley.kernel(game, 100, progress=True), 100),
+        (lambda game: list(shapley.running(shapley.kernel, game, 100, progress=True)), 100),
+    ]:
+        known = game_of().game
+        game = shapley.Game(known.value, 7, chunk=8)
+        work(game)
+        bar = bars.pop()
+        assert bar.total == total and sum(bar.steps) == game.evaluations and max(bar.steps) <= 8
+        assert bar.disable or bar.n == game.evaluations
+        assert not bars
+    assert "0/128 [" in capsys.readouterr().err
     shapley.kernel(game_of().game, 100)
-    assert not capsys.readouterr().err
+    assert not bars and not capsys.readouterr().err
+
+
+def test_a_bar_goes_when_one_stops_looking():
+    game = game_of(9, 60).game
+    results = shapley.running(shapley.kernel, game, 300, every=50, progress=True)
+    next(results)
+    assert game._bar is not None
+    results.close()
+    assert game._bar is None
+
+
+@pytest.mark.parametrize("orders", ["plain", "antithetic", "stratified"])
+def test_orders_of_many_players_are_asked_a_chunk_at_a_time(orders):
+    sizes = []
+
+    class Watched(shapley.Game):
+        def __call__(self, coalitions):
+            sizes.append(len(coalitions))
+            return super().__call__(coalitions)
+
+    game = Watched(lambda present: present.double().sum(1), 40, chunk=64)
+    result = shapley.permutation(game, 2 + 2 * 39 * 40, orders=orders, generator=seeded())
+    assert max(sizes) <= max(64, 2 * 39), "of two round tables, one seat to start from at a time"
+    torch.testing.assert_close(result.values, torch.ones(40, dtype=torch.float64))
+
+
+def test_regression_works_with_more_coalitions_of_a_size_than_a_float_can_count():
+    worth = torch.arange(1100, dtype=torch.float64)
+    result = shapley.kernel(games.additive(worth).game, 2300, surrogate="linear", generator=seeded())
+    torch.testing.assert_close(result.values, worth, rtol=0, atol=1e-5)
+
+
+def test_budgets_may_be_numpys_numbers():
+    game = game_of().game
+    for estimator in (shapley.permutation, shapley.kernel):
+        expected = estimator(game, 100, generator=seeded())
+        for budget in np.array([100]):
+            result = estimator(game, budget, generator=seeded())
+            assert torch.equal(result.values, expected.values) and type(result.evaluations) is int
+            assert len(list(shapley.running(estimator, game, budget))) > 1
 
 
 # Bad input

@@ -116,6 +116,7 @@ def test_games_in_closed_form_have_their_values(known):
 def test_three_parties_by_hand():
     known = games.voting([2, 1, 1], 3)  # the largest and any other win: he is decisive in 4 of 6 orders
     torch.testing.assert_close(known.values, torch.tensor([4, 1, 1], dtype=torch.float64) / 6)
+    assert torch.equal(games.voting(np.array([2, 1, 1]), 3).values, known.values)
 
 
 def test_trees_on_real_data_interact_beyond_pairs():
@@ -198,6 +199,51 @@ def test_what_is_known_is_not_asked_again_for_other_values():
     assert forgetful.evaluations == 512
 
 
+@pytest.mark.parametrize("players", [6, 15])
+def test_an_interrupted_computation_keeps_what_was_asked(players):
+    table = random_table(players)
+    powers, stop = torch.arange(players), [True]
+
+    def value(present):
+        if stop[0] and game.evaluations >= 40:
+            raise KeyboardInterrupt
+        return table[(present.long() << powers).sum(1)]
+
+    game = shapley.Game(value, players, chunk=8)
+    with pytest.raises(KeyboardInterrupt):
+        shapley.exact(game)
+    assert game.evaluations == 40
+    stop[0] = False
+    torch.testing.assert_close(shapley.exact(game).values, shapley.exact(table_game(table)).values)
+    assert game.evaluations == 2**players, "what was asked before is not asked again"
+
+
+def test_what_is_remembered_takes_memory_by_what_was_asked(monkeypatch):
+    wide = shapley.Game(lambda present: present[:, :1].double().expand(-1, 300), 20)
+    shapley.kernel(wide, 100, surrogate="linear", generator=seeded())
+    assert wide._values.numel() <= 2 * wide.evaluations * 300, "not a row for each of 2^20 coalitions"
+    monkeypatch.setattr("xaicourse.shapley.game._ALL", 2**8 * 2 - 1)
+    table = random_table(8, 2)
+    streamed = table_game(table)
+    streamed(shapley.coalitions(8, 3, 5))
+    for _ in range(2):
+        torch.testing.assert_close(shapley.exact(streamed).values, by_orders_of(table))
+    assert streamed.evaluations == 5 + 2 * 256 and len(streamed._values) <= 10
+
+
+def by_orders_of(table):
+    return torch.stack([by_formula(column) for column in table.unbind(1)], 1)
+
+
+def test_what_is_remembered_in_inference_mode_can_be_added_to_outside():
+    for players in (6, 30):
+        game = shapley.Game(lambda present: present.double().sum(1), players)
+        some = torch.rand(20, players, generator=seeded()) < 0.5
+        with torch.inference_mode():
+            game(some[:10])
+        assert torch.equal(game(some), some.double().sum(1))
+
+
 def test_packed_coalitions_are_told_apart():
     game = shapley.Game(lambda present: present.double() @ torch.arange(100.0).double(), 100)
     eye = torch.eye(100, dtype=torch.bool)
@@ -207,6 +253,7 @@ def test_packed_coalitions_are_told_apart():
 def test_coalitions_count_in_binary():
     assert shapley.coalitions(3, 5, 2).tolist() == [[True, False, True], [False, True, True]]
     assert torch.equal(shapley.coalitions(4)[3:7], shapley.coalitions(4, 3, 4))
+    assert shapley.coalitions(100, 2**40 + 1, 1)[0].nonzero().flatten().tolist() == [0, 40]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -241,6 +288,10 @@ def test_too_many_players_says_how_many_the_memory_and_what_to_do():
     ):
         shapley.exact(game)
     assert game.evaluations == 0
+    with pytest.raises(ValueError, match=r"2\^2000 = 1e\+602 coalitions"):
+        shapley.exact(shapley.Game(len, 2000))
+    with pytest.raises(ValueError, match=r"this game has 70 .* 8.8e\+12 GiB"):
+        shapley.exact(shapley.Game(len, np.int64(70)))
     with pytest.raises(ValueError, match="up to 20 players"):
         shapley.moebius(table_game(random_table(3)) and shapley.Game(lambda present: present.double().sum(1), 21))
 
@@ -281,6 +332,12 @@ def test_values_that_change_their_shape_are_refused():
         (lambda: games.additive([float("nan")]), ValueError, "worth must be finite"),
         (lambda: games.pairwise([[1.0, 2.0], [3.0, 1.0]]), ValueError, "symmetric"),
         (lambda: games.unanimity(3, [[0, 3]], [1.0]), ValueError, "players from 0 to 2"),
+        (lambda: games.unanimity(3, [[0.5]], [1.0]), ValueError, "players from 0 to 2"),
+        (lambda: games.unanimity(3, [0], [1.0]), ValueError, "players from 0 to 2, got 0"),
+        (lambda: shapley.coalitions(26), ValueError, "players must be from 1 to 25"),
+        (lambda: shapley.coalitions(3, 6, 3), ValueError, r"first \+ count must be at most 2\^3.*got 9"),
+        (lambda: shapley.coalitions(3.0), TypeError, "players must be an int"),
+        (lambda: list(shapley.Game(len, 3).blocks(3)), ValueError, "size must be a power of 2, got 3"),
         (lambda: games.unanimity(3, [[0]], [1.0, 2.0]), ValueError, "as many as coalitions"),
         (lambda: games.airport([1.0, -1.0]), ValueError, "costs must not be negative"),
         (lambda: games.voting([1, 2], 4), ValueError, "quota must be from 1 to 3"),

@@ -11,35 +11,30 @@ value used once for all players: the work is 2^d, not d 2^d, and only a block of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .game import Game
+from .game import MOST, Game
 from .result import Shapley
 
-__all__ = ["MOST", "check_enumerable", "check_game", "exact", "omega", "sums"]
-
-MOST = 25
-"""Players of whom all coalitions can be asked: 33,554,432 of them."""
+__all__ = ["check_enumerable", "check_game", "exact", "omega", "sums"]
 
 _BLOCK = 2**14
-_T = TypeVar("_T")
 
 
 def exact(game: Game, *, progress: bool = False) -> Shapley:
     """The Shapley values of a game, all its coalitions asked.
 
     game      of 1 to 25 players
-    progress  show a progress bar, where tqdm is installed
+    progress  show a progress bar of the coalitions that are asked, where tqdm is installed
 
     Returns a `Shapley`, without standard errors: for player j of d, over all coalitions S without j,
 
         phi_j = 1/d  sum over S of (v(S + j) - v(S)) / binomial(d - 1, |S|)
 
-    Takes 2^d evaluations, and memory for 16,384 values beside what the game remembers.
+    Takes 2^d evaluations, and memory for 16,384 values beside what the game remembers: interrupted, it goes on from there when
+    it is called again.
 
     Raises TypeError or ValueError if ``game`` is no game or has more players.
 
@@ -79,19 +74,20 @@ def sums(game: Game, weight: Tensor, *, progress: bool = False) -> tuple[Tensor,
     folded: Tensor | None = None  # the sum of all blocks: what happens within a block is the same in all
     outside_sums: Tensor | None = None
     nobody = everyone = torch.zeros(())
-    for first, values in progressing(game.blocks(_BLOCK), 2 ** (game.players - bits), progress):
-        if folded is None or outside_sums is None:
-            nobody = values[0].clone()
-            folded = torch.zeros_like(values)
-            outside_sums = values.new_zeros(game.players - bits, *values.shape[1:])
-        outside = first >> bits
-        here = weights[outside.bit_count()]
-        weighted = (values - nobody) * (here if values.dim() == 1 else here[:, None])
-        folded += weighted
-        if outside:
-            players = [player for player in range(game.players - bits) if outside >> player & 1]
-            outside_sums[players] += weighted.sum(0)
-        everyone = values[-1]
+    with game.progress(2**game.players, progress):
+        for first, values in game.blocks(_BLOCK):
+            if folded is None or outside_sums is None:
+                nobody = values[0].clone()
+                folded = torch.zeros_like(values)
+                outside_sums = values.new_zeros(game.players - bits, *values.shape[1:])
+            outside = first >> bits
+            here = weights[outside.bit_count()]
+            weighted = (values - nobody) * (here if values.dim() == 1 else here[:, None])
+            folded += weighted
+            if outside:
+                players = [player for player in range(game.players - bits) if outside >> player & 1]
+                outside_sums[players] += weighted.sum(0)
+            everyone = values[-1]
     assert folded is not None and outside_sums is not None
     inside, everything = fold(folded)
     return torch.cat([inside, outside_sums]), everything, (nobody, everyone.clone())
@@ -126,21 +122,12 @@ def check_enumerable(name: str, game: Game, most: int = MOST) -> None:
     """TypeError if it is no game, ValueError if it has more players than can be enumerated."""
     check_game(game)
     if game.players > most:
-        memory = 8.0 * 2**game.players / 2**30
         raise ValueError(
             f"{name} asks all coalitions, which is for up to {most} players; this game has {game.players} and so "
-            f"2^{game.players} = {2.0**game.players:.3g} coalitions, whose values alone are {memory:.3g} GiB: "
+            f"2^{game.players} = {_power(game.players)} coalitions, whose values alone are {_power(game.players - 27)} GiB: "
             f"estimate them with shapley.kernel(game, evaluations) or shapley.permutation(game, evaluations)"
         )
 
 
-def progressing(steps: Iterable[_T], count: int, progress: bool) -> Iterator[_T]:
-    """The same steps, with a progress bar if it is asked for and tqdm is there."""
-    if progress:
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            pass
-        else:
-            return iter(tqdm(steps, total=count, leave=False))
-    return iter(steps)
+def _power(exponent: int) -> str:
+    return f"{2.0**exponent:.3g}" if exponent < 1024 else f"1e+{int(exponent * math.log10(2))}"

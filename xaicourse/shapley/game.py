@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +20,15 @@ from ..arguments import check_count, check_finite, kind
 from ..removal import Removal, prepare
 from ..scores import Model, Target, ask, check_model, check_outputs, check_target, laid_out, pick, unchanged
 
-__all__ = ["Game", "Value", "coalitions", "intervals", "masking_game", "patches"]
+__all__ = ["MOST", "Game", "Value", "coalitions", "intervals", "masking_game", "patches"]
 
 Value = Callable[[Tensor], Tensor]
 
-_TABLE = 20  # up to so many players, values are kept in a table of 2^players rows
+MOST = 25
+"""Players of whom all coalitions can be asked: 33,554,432 of them."""
+
+_TABLE = 20  # up to so many players, a table tells by a coalition's number where its value is
+_ALL = 2**24  # when all coalitions are asked, so many numbers are remembered at most: 128 MiB
 
 
 class Game:
@@ -31,7 +37,8 @@ class Game:
     value    a function from coalitions, a BoolTensor (n, players), to their values: a float tensor (n,), or (n, outputs)
     players  how many, at least 1
     chunk    how many coalitions ``value`` sees at once, at most
-    cache    remember values, so that no coalition is asked twice; ``value`` must be a function of the coalition alone
+    cache    remember values, so that no coalition is asked twice; ``value`` must be a function of the coalition alone. Where
+             all coalitions are asked, values are not kept beyond 20 players or 2^24 numbers
     device   where ``value`` wants its coalitions
 
     ``game(coalitions)`` gives values in float64 on the CPU, wherever they were computed. ``game.evaluations`` counts the
@@ -48,13 +55,15 @@ class Game:
             raise TypeError(f"value must be a function from coalitions to their values, got {type(value).__name__}")
         check_count("players", players)
         check_count("chunk", chunk)
-        self.value, self.players, self.chunk, self.device = value, players, chunk, torch.device(device)
+        self.value, self.players, self.chunk, self.device = value, int(players), int(chunk), torch.device(device)
         self.evaluations = 0
         self.cache = cache
         self._shape: torch.Size | None = None  # of the value of one coalition: () or (outputs,)
-        self._known = torch.zeros(0, dtype=torch.bool)  # a table, by the coalition's number
-        self._table = torch.zeros(0, dtype=torch.float64)
-        self._seen: dict[bytes, Tensor] = {}  # by packed bits, where a table would be too large
+        self._known = 0  # how many values are remembered, the first so many rows of
+        self._values = torch.zeros(0, dtype=torch.float64)
+        self._place = torch.zeros(0, dtype=torch.int32)  # in which row, by the coalition's number; -1 for none
+        self._seen: dict[bytes, int] = {}  # the same by packed bits, where a table would be too large
+        self._bar: Any = None
 
     def __repr__(self) -> str:
         return f"Game({self.players} players, {self.evaluations} evaluations)"
@@ -84,24 +93,52 @@ class Game:
 
         Yields the number of each block's first coalition, and the values (size,) or (size, outputs).
         """
-        bits = min(int(math.log2(size)), self.players)
+        check_count("size", size)
+        if size & (size - 1):
+            raise ValueError(f"size must be a power of 2, got {size}")
+        bits = min(int(size).bit_length() - 1, self.players)
         low = coalitions(self.players, 0, 2**bits)
         for first in range(0, 2**self.players, 2**bits):
             block = low.clone()
             for player in range(bits, self.players):
                 if first >> player & 1:
                     block[:, player] = True
-            place = slice(first, first + 2**bits)
-            if not self.cache or self.players > _TABLE:
-                yield first, self._ask(block)
-            elif len(self._known) and self._known[place].all():
-                yield first, self._table[place]
-            elif len(self._known) and self._known[place].any():
-                yield first, self._look_up(block)
+            yield first, self._block(first, block)
+
+    @contextmanager
+    def progress(self, evaluations: int, shown: bool) -> Iterator[None]:
+        """Inside, a bar shows how many of so many coalitions have been asked; if ``shown``, and where tqdm is installed."""
+        before = self._bar
+        if shown:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                pass
             else:
-                values = self._ask(block)
-                self._store(place, values)
-                yield first, values
+                self._bar = tqdm(total=evaluations, unit=" coalitions", leave=False)
+        try:
+            yield
+        finally:
+            if self._bar is not before:
+                self._bar.close()
+            self._bar = before
+
+    def _block(self, first: int, block: Tensor) -> Tensor:
+        """The values of a block of coalitions, numbered from the first on; what is asked is kept at once, chunk by chunk."""
+        if not self.cache or self.players > _TABLE:
+            return self._ask(block)
+        self._prepare()
+        rows = self._place[first : first + len(block)]
+        if self._shape is not None and math.prod(self._shape) * 2**self.players > _ALL:
+            return self._ask(block)
+        if bool((rows >= 0).any()):
+            return self._values[rows] if bool((rows >= 0).all()) else self._look_up(block)
+        found = []
+        for at in range(0, len(block), self.chunk):
+            values = self._ask(block[at : at + self.chunk])
+            rows[at : at + self.chunk] = self._keep(values)
+            found.append(values)
+        return torch.cat(found) if len(found) > 1 else found[0]
 
     def _ask(self, coalitions: Tensor) -> Tensor:
         found = []
@@ -119,32 +156,47 @@ class Game:
             check_finite("what value gives", values)
             self.evaluations += len(part)
             self._shape = values.shape[1:]
+            if self._bar is not None:
+                self._bar.update(len(part))
             found.append(values.detach().to("cpu", torch.float64))
         if not found:
             return torch.zeros(0, *(self._shape or ()), dtype=torch.float64)
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def _look_up(self, coalitions: Tensor) -> Tensor:
+        self._prepare()
         number = (coalitions.long() << torch.arange(self.players)).sum(1)
-        missing = torch.unique(number[~self._known[number]] if len(self._known) else number)
-        if len(missing):
-            self._store(missing, self._ask((missing[:, None] >> torch.arange(self.players) & 1).bool()))
-        return self._table[number]
-
-    def _store(self, place: Tensor | slice, values: Tensor) -> None:
-        if not len(self._known):
-            self._known = torch.zeros(2**self.players, dtype=torch.bool)
-            self._table = torch.zeros(2**self.players, *values.shape[1:], dtype=torch.float64)
-        self._known[place] = True
-        self._table[place] = values
+        for part in torch.unique(number[self._place[number] < 0]).split(self.chunk):
+            if len(part):
+                self._place[part] = self._keep(self._ask((part[:, None] >> torch.arange(self.players) & 1).bool()))
+        return self._values[self._place[number]]
 
     def _remember(self, coalitions: Tensor) -> Tensor:
         keys = packed(coalitions)
         missing = {key: row for row, key in enumerate(keys) if key not in self._seen}
-        if missing:
-            values = self._ask(coalitions[list(missing.values())])
-            self._seen.update(zip(missing, values.unbind(), strict=True))
-        return torch.stack([self._seen[key] for key in keys])
+        new = list(missing)
+        for at in range(0, len(new), self.chunk):
+            part = new[at : at + self.chunk]
+            rows = self._keep(self._ask(coalitions[[missing[key] for key in part]]))
+            self._seen.update(zip(part, rows.tolist(), strict=True))
+        return self._values[[self._seen[key] for key in keys]]
+
+    def _prepare(self) -> None:
+        if not len(self._place):
+            with torch.inference_mode(False):  # what is made in inference mode could not be changed outside
+                self._place = torch.full((2**self.players,), -1, dtype=torch.int32)
+
+    def _keep(self, values: Tensor) -> Tensor:
+        """Remember these values; the rows in which they are, (n,)."""
+        first, self._known = self._known, self._known + len(values)
+        if self._known > len(self._values):
+            with torch.inference_mode(False):
+                room = torch.empty(max(2 * first, self._known), *values.shape[1:], dtype=torch.float64)
+            if first:
+                room[:first] = self._values[:first]
+            self._values = room
+        self._values[first : self._known] = values
+        return torch.arange(first, self._known, dtype=torch.int32)
 
 
 def packed(coalitions: Tensor) -> list[bytes]:
@@ -158,10 +210,19 @@ def coalitions(players: int, first: int = 0, count: int | None = None) -> Tensor
     """Coalitions by their numbers, a BoolTensor (count, players): number c contains player j if bit j of c is 1.
 
     first  the number of the first one
-    count  how many; None is all that follow
+    count  how many; None is all that follow, for up to 25 players
+
+    Raises TypeError or ValueError if an argument is not as above, or there are not so many coalitions.
     """
-    number = torch.arange(first, 2**players if count is None else first + count)
-    return (number[:, None] >> torch.arange(players) & 1).bool()
+    check_count("players", players, most=MOST if count is None else None, most_is="whose coalitions fit into memory")
+    check_count("first", first, least=0)
+    if count is not None:
+        check_count("count", count, least=0)
+    last = 2 ** int(players) if count is None else first + count
+    if last > 2 ** int(players):
+        raise ValueError(f"first + count must be at most 2^{players}, the number of coalitions, got {last}")
+    number = torch.arange(first, last)
+    return (number[:, None] >> torch.arange(players).clamp(max=63) & 1).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ whose values are known by asking all coalitions.
 
 from __future__ import annotations
 
+import numbers
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,8 +70,12 @@ def unanimity(players: int, coalitions: Sequence[Sequence[int]], coefficients: S
         raise ValueError(f"coefficients must be as many as coalitions, {len(coalitions)}, got {len(weight)}")
     members = torch.zeros(len(weight), players, dtype=torch.float64)
     for row, coalition in enumerate(coalitions):
-        if not all(0 <= player < players for player in coalition):
-            raise ValueError(f"coalitions must be of players from 0 to {players - 1}, got {list(coalition)}")
+        try:
+            fits = all(operator.index(player) in range(players) for player in coalition)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"coalitions must be of players from 0 to {players - 1}, got {coalition!r}")
         members[row, list(coalition)] = 1
     size = members.sum(1)
 
@@ -114,15 +120,17 @@ def airport(costs: Tensor | Sequence[float]) -> Known:
 def voting(votes: Sequence[int], quota: int) -> Known:
     """Parties with votes: a coalition is worth 1 if it has at least the quota, else 0.
 
-    votes  of each party, ints of at least 0
+    votes  of each party, ints (or NumPy's) of at least 0
     quota  from 1 to the sum of the votes
 
     The values (Shapley and Shubik's index) count the coalitions by size and votes for which a party is decisive.
 
     Mann & Shapley, "Values of Large Games, VI: Evaluating the Electoral College Exactly", RAND 1962.
     """
-    if not votes or not all(isinstance(vote, int) and vote >= 0 for vote in votes):
-        raise ValueError(f"votes must be ints of at least 0, one for each party, got {list(votes)}")
+    votes = list(votes)
+    if not votes or not all(isinstance(vote, numbers.Integral) and vote >= 0 for vote in votes):
+        raise ValueError(f"votes must be ints of at least 0, one for each party, got {votes}")
+    votes = [int(vote) for vote in votes]
     check_count("quota", quota, most=sum(votes), most_is="the sum of the votes")
     players, weight = len(votes), torch.tensor(votes)
 

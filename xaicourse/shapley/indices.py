@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import kind
-from .exact import MOST, check_enumerable, check_game, coalition_sizes, exact, fold, sums
-from .game import Game, coalitions
+from .exact import check_enumerable, check_game, coalition_sizes, exact, fold, sums
+from .game import MOST, Game, coalitions
 from .result import Shapley
 
 __all__ = ["Interaction", "add_one_in", "banzhaf", "interactions", "leave_one_out", "moebius", "owen"]
@@ -25,8 +25,10 @@ Interaction = Literal["shapley", "shapley-taylor", "banzhaf"]
 _TABLE = 20
 
 
-def banzhaf(game: Game) -> Shapley:
+def banzhaf(game: Game, *, progress: bool = False) -> Shapley:
     """The Banzhaf values of a game of up to 25 players: the mean of what a player adds to all coalitions of the others.
+
+    progress  show a progress bar, where tqdm is installed
 
         beta_j = 2^-(d - 1)  sum over S without j of (v(S + j) - v(S))
 
@@ -36,7 +38,7 @@ def banzhaf(game: Game) -> Shapley:
     """
     check_enumerable("banzhaf", game)
     weight = torch.full((game.players + 1,), 2.0 ** (1 - game.players), dtype=torch.float64)
-    with_player, everything, ends = sums(game, weight)
+    with_player, everything, ends = sums(game, weight, progress=progress)
     return _result(2 * with_player - everything, 2**game.players, *ends)
 
 
@@ -56,11 +58,12 @@ def add_one_in(game: Game) -> Shapley:
     return _result(alone - nobody, game.players + 2, nobody, everyone)
 
 
-def owen(game: Game, groups: Tensor) -> Shapley:
+def owen(game: Game, groups: Tensor, *, progress: bool = False) -> Shapley:
     """The Owen values of a game whose players come in groups, such as the pixels of segments or the words of sentences.
 
-    game    the players
-    groups  which group each player belongs to, a LongTensor (players,), numbered from 0 without holes
+    game      the players
+    groups    which group each player belongs to, a LongTensor (players,), numbered from 0 without holes
+    progress  show a progress bar, where tqdm is installed
 
     Orders in which the members of a group come one right after the other, all as likely. With M the other groups, B the own
     one, m and b how many groups and members there are:
@@ -86,13 +89,13 @@ def owen(game: Game, groups: Tensor) -> Shapley:
         raise ValueError(
             f"groups: other groups and own members together must be at most {MOST}, got {most}: 2^{most} coalitions"
         )
-    ends = game.nobody_and_everyone()
-    values = ends[0].new_zeros(game.players, *ends[0].shape)
-    asked = 2
-    for group in range(len(found)):
-        members = torch.where(groups == group)[0]
-        values[members] = exact(_within(game, groups, group)).values
-        asked += 2 ** (len(members) + others)
+    asked = 2 + sum(2 ** (size + others) for size in sizes.tolist())
+    with game.progress(asked, progress):
+        ends = game.nobody_and_everyone()
+        values = ends[0].new_zeros(game.players, *ends[0].shape)
+        for group in range(len(found)):
+            members = torch.where(groups == group)[0]
+            values[members] = exact(_within(game, groups, group)).values
     return _result(values, asked, *ends)
 
 
@@ -133,11 +136,12 @@ def moebius(game: Game) -> Tensor:
     return table
 
 
-def interactions(game: Game, *, index: Interaction = "shapley") -> Tensor:
+def interactions(game: Game, *, index: Interaction = "shapley", progress: bool = False) -> Tensor:
     """What every two players do together, beyond what each of them does, in a game of up to 20 players.
 
-    index  "shapley": the mean over orders in which the two come as one; "banzhaf": the mean over all coalitions;
-           "shapley-taylor": weights by which the whole matrix, each pair once, shares out the total
+    index     "shapley": the mean over orders in which the two come as one; "banzhaf": the mean over all coalitions;
+              "shapley-taylor": weights by which the whole matrix, each pair once, shares out the total
+    progress  show a progress bar, where tqdm is installed
 
     Returns a symmetric matrix (players, players), or (players, players, outputs). With ``delta_ij(S) = v(S + i + j) - v(S + i)
     - v(S + j) + v(S)``, sums over S without i and j, s = |S| and d players:
@@ -153,7 +157,7 @@ def interactions(game: Game, *, index: Interaction = "shapley") -> Tensor:
     """
     if index not in get_args(Interaction):
         raise ValueError(f"index must be one of {', '.join(map(repr, get_args(Interaction)))}, got {index!r}")
-    table = _table("interactions", game)
+    table = _table("interactions", game, progress)
     d = game.players
     weight = torch.zeros(d + 2, dtype=torch.float64)  # by s; the last ones stay 0, also for s = -1 and -2
     for s in range(d - 1):
@@ -185,9 +189,10 @@ def interactions(game: Game, *, index: Interaction = "shapley") -> Tensor:
     return matrix
 
 
-def _table(name: str, game: Game) -> Tensor:
+def _table(name: str, game: Game, progress: bool = False) -> Tensor:
     check_enumerable(name, game, _TABLE)
-    return torch.cat([values.clone() for _, values in game.blocks()])
+    with game.progress(2**game.players, progress):
+        return torch.cat([values.clone() for _, values in game.blocks()])
 
 
 def _result(values: Tensor, evaluations: int, nobody: Tensor, everyone: Tensor) -> Shapley:

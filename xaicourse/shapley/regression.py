@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_generator
-from .exact import check_game, exact, progressing
+from .exact import check_game, exact
 from .game import Game, packed
 from .result import Shapley
 from .sampling import check_budget
@@ -36,6 +36,7 @@ __all__ = ["Surrogate", "kernel", "kernel_steps"]
 
 Surrogate = Literal["odd", "linear"]
 
+_FLOAT = 10**300  # populations beyond it count as it
 _FIT = 2048  # pairs that a surrogate is fitted to, at most
 _TRY = 256  # pairs on which its settings are chosen
 _FOLDS = 6
@@ -98,7 +99,7 @@ def kernel_steps(
     d = game.players
     everything = 2**d if d < 64 else math.inf
     least = min(2 * d + 2, everything)
-    check_budget(evaluations, int(least), f"nobody, everyone and {d} pairs of coalitions of {d} players")
+    evaluations = check_budget(evaluations, int(least), f"nobody, everyone and {d} pairs of coalitions of {d} players")
     return _kernel_steps(game, int(min(evaluations, everything)), surrogate, generator, every, progress)
 
 
@@ -113,6 +114,13 @@ def _kernel_steps(
     if game.players == 1:
         yield exact(game)
         return
+    with game.progress(evaluations, progress):
+        yield from _pairs_asked(game, evaluations, surrogate, generator, every)
+
+
+def _pairs_asked(
+    game: Game, evaluations: int, surrogate: Surrogate, generator: torch.Generator | None, every: int | None
+) -> Iterator[Shapley]:
     nobody, everyone = game.nobody_and_everyone()
     strata = _strata(game.players, (evaluations - 2) // 2)
     coalitions, size = _draw(game.players, strata, generator)
@@ -126,7 +134,7 @@ def _kernel_steps(
 
     parts = coalitions.split(min(at_once, max(1, every // 2)) if every else at_once)
     try:
-        for part in progressing(parts, len(parts), progress):
+        for part in parts:
             values = game(torch.cat([part, ~part]))
             odd.append((values[: len(part)] - values[len(part) :]) / 2)
             done += len(part)
@@ -166,7 +174,7 @@ def _strata(players: int, pairs: int) -> list[_Stratum]:
     weight = [2 * players / (s * (players - s)) / half for s, half in zip(sizes, halves, strict=True)]
     # W_s times the length of (z_j - s / d) over the players, if residuals are as large at all sizes
     share = np.array([w * math.sqrt(s * (players - s)) for s, w in zip(sizes, weight, strict=True)])
-    most = np.minimum(np.array(population, dtype=float), pairs)
+    most = np.array([min(number, pairs) for number in population], dtype=float)  # populations may exceed all floats
     least = np.minimum(most, 2)
 
     low, high = 0.0, pairs / share.min() + 1  # by how much shares have to be multiplied so that the pairs are used up
@@ -198,7 +206,7 @@ def _subsets(players: int, stratum: _Stratum, generator: torch.Generator | None)
     size, count = stratum.size, stratum.count
     device = generator.device if generator is not None else "cpu"
     fixed = int(2 * size == players)  # player 0 is in
-    if count > stratum.population / 4:
+    if 4 * count > stratum.population:
         every = torch.combinations(torch.arange(fixed, players), size - fixed)
         if size == fixed:
             every = torch.zeros(1, 0, dtype=torch.long)
@@ -242,7 +250,7 @@ class _Sample:
         self.counts = [int((size == stratum.size).sum()) for stratum in strata]
         index = size - 1
         count = torch.tensor(self.counts)[index]
-        population = torch.tensor([float(stratum.population) for stratum in strata], dtype=torch.float64)[index]
+        population = torch.tensor([float(min(s.population, _FLOAT)) for s in strata], dtype=torch.float64)[index]
         self.population, self.count = population, count
         self.weight = torch.tensor([stratum.weight for stratum in strata], dtype=torch.float64)[index] / count
         self.open = count < population

@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["Shapley", "spread"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth of being equal
 class Shapley:
     """A value for each player of a game; all tensors are float64 on the CPU.
 

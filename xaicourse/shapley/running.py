@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,6 +50,6 @@ def running(
     if estimator not in _STEPS:
         raise ValueError(f"estimator must be shapley.permutation or shapley.kernel, got {estimator!r}")
     if every is None:
-        every = max(1, evaluations // 20) if isinstance(evaluations, int) else 1
+        every = max(1, int(evaluations) // 20) if isinstance(evaluations, numbers.Integral) else 1
     check_count("every", every)
     return _STEPS[estimator](game, evaluations, every=every, generator=generator, **settings)

@@ -7,6 +7,7 @@ order is ``v(everyone) - v(nobody)``, so that estimates add up as the exact valu
 
 from __future__ import annotations
 
+import numbers
 from collections import deque
 from collections.abc import Iterator
 from typing import Literal, get_args
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_generator
-from .exact import check_game, exact, progressing
+from .exact import check_game, exact
 from .game import Game
 from .result import Shapley
 
@@ -44,7 +45,9 @@ def permutation(
     generator    where the orders come from; None is torch's global one
     progress     show a progress bar, where tqdm is installed
 
-    Returns a `Shapley`: unbiased; standard errors are those of the mean over draws. Interrupted (KeyboardInterrupt), it returns
+    Returns a `Shapley`: unbiased; standard errors are those of the mean over draws. Of a player who seldom makes a difference,
+    few draws may show none: his standard error is then 0, and wrong. With 30 draws and more, intervals cover at about their
+    rate where every player often matters. Interrupted (KeyboardInterrupt), it returns
     what stands after the draws that are done, if there are two.
 
     Raises TypeError or ValueError if an argument is not as above.
@@ -77,7 +80,7 @@ def permutation_steps(
     check_generator(generator)
     d = game.players
     cost = (d - 1) * {"plain": 1, "antithetic": 2, "stratified": d}[orders]
-    check_budget(evaluations, 2 + 2 * cost, f"nobody, everyone and two draws of {cost} coalitions each")
+    evaluations = check_budget(evaluations, 2 + 2 * cost, f"nobody, everyone and two draws of {cost} coalitions each")
     return _permutation_steps(game, evaluations, cost, orders, generator, every, progress)
 
 
@@ -94,36 +97,42 @@ def _permutation_steps(
         yield exact(game)
         return
     d, draws = game.players, (evaluations - 2) // cost
-    ends = game.nobody_and_everyone()
     at_once = max(1, (every or game.chunk) // cost)
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for last in progressing(range(at_once, draws + at_once, at_once), -(-draws // at_once), progress):
-        number = min(max(last, 2), draws) - count  # one draw alone says nothing of its error
-        if number == 0:
-            continue
-        place = _random((number, d), generator).argsort(1)  # of each player in the order
-        added = _around_the_table(game, place, ends) if orders == "stratified" else _along(game, place, ends)
-        if orders == "antithetic":
-            added = (added + _along(game, d - 1 - place, ends)) / 2
-        squares = squares + ((added - added.mean(0)) ** 2).sum(0)
-        squares = squares + (added.mean(0) - mean) ** 2 * (count * number / (count + number))
-        mean = mean + (added.mean(0) - mean) * (number / (count + number))
-        count += number
-        yield Shapley(
-            values=mean,
-            standard_errors=(squares / (count - 1) / count).sqrt(),
-            evaluations=2 + count * cost,
-            total=ends[1] - ends[0],
-            nobody=ends[0],
-            degrees=torch.full_like(mean, count - 1),
-        )
+    with game.progress(2 + draws * cost, progress):
+        ends = game.nobody_and_everyone()
+        for last in range(at_once, draws + at_once, at_once):
+            number = min(max(last, 2), draws) - count  # one draw alone says nothing of its error
+            if number == 0:
+                continue
+            place = _random((number, d), generator).argsort(1)  # of each player in the order
+            added = _around_the_table(game, place, ends) if orders == "stratified" else _along(game, place, ends)
+            if orders == "antithetic":
+                added = (added + _along(game, d - 1 - place, ends)) / 2
+            squares = squares + ((added - added.mean(0)) ** 2).sum(0)
+            squares = squares + (added.mean(0) - mean) ** 2 * (count * number / (count + number))
+            mean = mean + (added.mean(0) - mean) * (number / (count + number))
+            count += number
+            yield Shapley(
+                values=mean,
+                standard_errors=(squares / (count - 1) / count).sqrt(),
+                evaluations=2 + count * cost,
+                total=ends[1] - ends[0],
+                nobody=ends[0],
+                degrees=torch.full_like(mean, count - 1),
+            )
 
 
 def _along(game: Game, place: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
     """What each player adds when he comes at that place, (orders, players) -> (orders, players, …)."""
     orders, d = place.shape
-    arrived = place[:, None, :] < torch.arange(1, d)[:, None]
-    values = game(arrived.flatten(0, 1)).unflatten(0, (orders, d - 1))
+    values = torch.cat(
+        [  # a few arrivals at a time: all coalitions of an order of thousands of players would not fit into memory
+            game((place[:, None, :] < arrivals[:, None]).flatten(0, 1)).unflatten(0, (orders, -1))
+            for arrivals in torch.arange(1, d).split(max(1, game.chunk // orders))
+        ],
+        dim=1,
+    )
     nobody, everyone = (end.expand(orders, 1, *end.shape) for end in ends)
     steps = torch.cat([nobody, values, everyone], 1).diff(dim=1)
     return steps[torch.arange(orders)[:, None], place]
@@ -133,9 +142,12 @@ def _around_the_table(game: Game, seat: Tensor, ends: tuple[Tensor, Tensor]) -> 
     """The mean of what each player adds in the orders along a round table: seats (tables, players) -> (tables, players, …)."""
     tables, d = seat.shape
     around = torch.arange(d)
-    # those who sit on `length` seats from seat `start` on: (tables, start, length, players)
-    arcs = (seat[:, None, None, :] - around[:, None, None]) % d < torch.arange(1, d)[:, None]
-    values = game(arcs.flatten(0, 2)).unflatten(0, (tables, d, d - 1))
+    found = []
+    for start in around.split(max(1, game.chunk // (tables * (d - 1)))):
+        # those who sit on `length` seats from seat `start` on: (tables, start, length, players)
+        arcs = (seat[:, None, None, :] - start[:, None, None]) % d < torch.arange(1, d)[:, None]
+        found.append(game(arcs.flatten(0, 2)).unflatten(0, (tables, len(start), d - 1)))
+    values = torch.cat(found, 1)
     nobody, everyone = (end.expand(tables, d, 1, *end.shape) for end in ends)
     values = torch.cat([nobody, values, everyone], 2)
     # who sits at `around` joins those before him, who start at any seat, and those after him, who are any number
@@ -146,12 +158,13 @@ def _around_the_table(game: Game, seat: Tensor, ends: tuple[Tensor, Tensor]) -> 
     return by_seat[torch.arange(tables)[:, None], seat]
 
 
-def check_budget(evaluations: int, least: int, what: str) -> None:
-    """TypeError if it is no int, ValueError if it is less than is needed for what."""
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int):
+def check_budget(evaluations: int, least: int, what: str) -> int:
+    """The budget; TypeError if it is no int (or NumPy's), ValueError if it is less than is needed for what."""
+    if isinstance(evaluations, bool) or not isinstance(evaluations, (int, numbers.Integral)):
         raise TypeError(f"evaluations must be an int, got {type(evaluations).__name__}")
     if evaluations < least:
         raise ValueError(f"evaluations must be at least {least} ({what}), got {evaluations}")
+    return int(evaluations)
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
