@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from xaicourse import removal, shapley
@@ -182,8 +184,8 @@ def test_conditional_removal_gives_credit_to_a_feature_that_the_model_ignores():
     x, background = torch.tensor([[3.0, 4.0, 1.0]]).double(), correlated(800)
     marginal = shapley.exact(shapley.marginal_game(model, x, 0, background=background)).values
     assert marginal[1:].abs().max() < 1e-12
-    for given in ("gaussian", "nearest"):
-        game = shapley.conditional_game(model, x, 0, background=background, given=given, samples=20, generator=seeded())
+    for how in ("gaussian", "nearest"):
+        game = shapley.conditional_game(model, x, 0, background=background, given=how, samples=20, generator=seeded())
         result = shapley.exact(game)
         assert result.values[1] > 0.3 and abs(result.gap) < 1e-9
 
@@ -196,6 +198,34 @@ def test_the_nearest_samples_by_hand():
     )
     values = game(torch.tensor([[True, False], [False, False], [True, True]]))
     torch.testing.assert_close(values, torch.tensor([40.0, 45.0, 0.0]).double())
+
+
+@given(seed=st.integers(0, 2**16), samples=st.integers(1, 12))
+@settings(max_examples=25, deadline=None)
+def test_rows_that_are_equally_near_count_equally_whatever_their_order(seed, samples):
+    background = torch.randint(0, 3, (12, 3), generator=seeded(seed)).double()
+    background[:, 2] = 1.0  # tells nothing
+    x = torch.tensor([[1.0, 2.0, 1.0]]).double()
+    options = {"given": "nearest", "samples": samples}
+
+    def model(rows):
+        return (rows[:, :1] + 10 * rows[:, 1:2] ** 2).repeat(1, 2)
+
+    order = torch.randperm(12, generator=seeded(seed + 1))
+    result = shapley.exact(shapley.conditional_game(model, x, 0, background=background, **options))
+    again = shapley.exact(shapley.conditional_game(model, x, 0, background=background[order], **options))
+    torch.testing.assert_close(result.values, again.values, rtol=0, atol=1e-10)
+    assert abs(result.values[2]) < 1e-10
+    torch.testing.assert_close(result.nobody, model(background)[:, 0].mean())
+    every = shapley.exact(shapley.conditional_game(model, x, None, background=background, **options))
+    torch.testing.assert_close(every.values[:, 1], result.values)
+
+
+def test_a_tie_at_the_last_place_is_shared_by_hand():
+    background = torch.tensor([[1.0, 8.0], [2.0, 30.0], [0.0, 50.0], [5.0, 99.0]]).double()
+    x = torch.tensor([[1.0, 0.0]]).double()
+    game = shapley.conditional_game(lambda rows: rows[:, 1:], x, 0, background=background, given="nearest", samples=2)
+    assert game(torch.tensor([[True, False]]))[0].item() == pytest.approx((8 + (30 + 50) / 2) / 2)
 
 
 # Bad input
@@ -229,7 +259,7 @@ def test_bad_arguments_of_a_masking_game_are_named(change, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"background": normal(9, 4)}, ValueError, r"background must have shape \(M, 3.*got \(9, 4\)"),
+        ({"background": normal(9, 4)}, ValueError, r"background must have shape \(M, 3\).*got \(9, 4\)"),
         ({"background": normal(9, 3).float()}, TypeError, "dtype of x"),
         ({"background": normal(9, 3) * float("inf")}, ValueError, "background must be finite"),
         ({"background": normal(1, 3)}, ValueError, "at least two samples"),

@@ -25,7 +25,7 @@ from .game import Game, absent_to_false, check_input, check_players, score_of
 __all__ = ["Given", "conditional_game", "marginal_game"]
 
 Given = Literal["gaussian", "nearest"]
-Draw = Callable[[Tensor], Tensor]  # from which features are present, (n, D)
+Draw = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # rows (n, K, D) and weights (n, K), from who is present (n, D)
 
 
 def marginal_game(
@@ -87,7 +87,8 @@ def conditional_game(
                 of the absent features given the present ones are averaged. The same draws serve all coalitions, their mean is
                 exactly the conditional one: for a linear model nothing is left to chance.
                 "nearest": the absent features of the ``samples`` background rows that are nearest in the present ones, in units
-                of each feature's standard deviation; the whole background where nothing is present
+                of each feature's standard deviation. Rows that are equally near share what room is left: the order of the
+                background does not matter, and where nothing is present, or nothing that varies, all of it counts
     samples     how many; for "nearest" at most M
     generator   where the draws come from; None is torch's global one
 
@@ -118,23 +119,15 @@ def conditional_game(
 
     def value(coalitions: Tensor) -> Tensor:
         present = absent_to_false(coalitions, owner)
-        found = []
-        for one in present.any(1).unique().tolist():  # where nothing is present, all of the background may count
-            rows = present[present.any(1) == one]
-            mixed = torch.where(rows[:, None], x, draw(rows))
-            found.append((one, _mean_score(model, mixed.flatten(0, 1), target, chunk, len(rows))))
-        if len(found) == 1:
-            return found[0][1]
-        values = found[0][1].new_empty(len(present), *found[0][1].shape[1:])
-        for one, part in found:
-            values[present.any(1) == one] = part
-        return values
+        rows, weights = draw(present)
+        mixed = torch.where(present[:, None], x, rows).flatten(0, 1)
+        return _mean_score(model, mixed, target, chunk, len(present), weights)
 
     return Game(value, int(owner.max()) + 1, chunk=max(1, chunk // each), cache=cache, device=x.device)
 
 
 def _gaussian(x: Tensor, background: Tensor, samples: int, generator: torch.Generator | None) -> Draw:
-    """What stands for the absent features, (n, samples, D): conditional draws."""
+    """What stands for the absent features: conditional draws, all of the same weight."""
     data = background.double().cpu()
     mean, covariance = data.mean(0), torch.atleast_2d(data.T.cov())
     device = generator.device if generator is not None else "cpu"
@@ -144,35 +137,50 @@ def _gaussian(x: Tensor, background: Tensor, samples: int, generator: torch.Gene
     spread = covariance.diagonal().clamp(min=1e-300)
     row = x.double().cpu()
 
-    def draw(present: Tensor) -> Tensor:
+    def draw(present: Tensor) -> tuple[Tensor, None]:
         z = present.cpu().double()
         known = covariance * z[:, :, None] * z[:, None]  # absent features stand aside
         known = known + torch.diag_embed((1 - z) * spread + 1e-9 * z * spread)
         difference = (row - joint)[None] * z[:, None]
         shift = torch.linalg.solve(known, difference.mT).mT @ covariance
-        return (joint + shift).to(x)
+        return (joint + shift).to(x), None
 
     return draw
 
 
 def _nearest(x: Tensor, background: Tensor, samples: int) -> Draw:
-    """What stands for the absent features, (n, samples, D): the nearest rows, or all of them."""
-    scale = background.std(0)
-    distance = ((background - x) / torch.where(scale > 0, scale, 1)) ** 2  # (M, D)
+    """What stands for the absent features: the nearest rows, and those as near as the last of them."""
+    data = _precise(background)
+    scale = data.std(0)
+    rounding = 1e3 * torch.finfo(data.dtype).eps
+    constant = scale <= rounding * data.abs().amax(0)
+    distance = torch.where(constant, 0, (data - x) / torch.where(constant, 1, scale)) ** 2  # (M, D)
 
-    def draw(present: Tensor) -> Tensor:
-        if not present.any():
-            return background.expand(len(present), *background.shape)
-        near = (present.to(distance) @ distance.T).argsort(dim=1, stable=True)[:, :samples]
-        return background[near]
+    def draw(present: Tensor) -> tuple[Tensor, Tensor]:
+        away = present.to(distance) @ distance.T
+        last = away.kthvalue(samples, dim=1, keepdim=True).values
+        nearer = away < last * (1 - rounding)
+        tied = (away <= last * (1 + rounding)) & ~nearer
+        weight = nearer + tied * (samples - nearer.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
+        rows = away.argsort(dim=1, stable=True)[:, : int((nearer | tied).sum(1).max())]
+        return background[rows], weight.gather(1, rows) / samples
 
     return draw
 
 
-def _mean_score(model: Model, inputs: Tensor, target: Target | None, chunk: int, coalitions: int) -> Tensor:
+def _mean_score(
+    model: Model, inputs: Tensor, target: Target | None, chunk: int, coalitions: int, weights: Tensor | None = None
+) -> Tensor:
     scores = torch.cat([score_of(model, part, target) for part in inputs.split(chunk)])
-    scores = scores.double() if scores.device.type != "mps" else scores.float()
-    return scores.unflatten(0, (coalitions, -1)).mean(1)
+    scores = _precise(scores).unflatten(0, (coalitions, -1))
+    if weights is None:
+        return scores.mean(1)
+    return (scores * weights.to(scores).view(*weights.shape, *[1] * (scores.dim() - 2))).sum(1)
+
+
+def _precise(values: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return values.double() if values.device.type != "mps" else values.float()
 
 
 def _check(
@@ -184,7 +192,7 @@ def _check(
         raise TypeError(f"background must be a tensor of the dtype of x, {x.dtype}, got {kind(background)}")
     if background.dim() != x.dim() or background.shape[1:] != x.shape[1:] or len(background) == 0:
         raise ValueError(
-            f"background must have shape (M, {str(tuple(x.shape[1:]))[1:-1]}), got {tuple(background.shape)}"
+            f"background must have shape (M, {', '.join(map(str, x.shape[1:]))}), got {tuple(background.shape)}"
         )
     check_finite("background", background)
     check_count("chunk", chunk)

@@ -222,7 +222,7 @@ def coalitions(players: int, first: int = 0, count: int | None = None) -> Tensor
     if last > 2 ** int(players):
         raise ValueError(f"first + count must be at most 2^{players}, the number of coalitions, got {last}")
     number = torch.arange(first, last)
-    return (number[:, None] >> torch.arange(players).clamp(max=63) & 1).bool()
+    return (number[:, None] >> torch.arange(players) & 1).bool()
 
 
 # ------------------------------------------------------------------------------------------------------------
