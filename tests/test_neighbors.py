@@ -131,3 +131,38 @@ def test_bad_sets_to_remove_are_named():
             neighbors.retrain_without(fit, 4, removed, query, 0)
     with pytest.raises(ValueError, match="query must be one input"):
         neighbors.retrain_without(fit, 4, [], torch.zeros(2, 3), 0)
+
+
+def test_another_layer_names_other_neighbours_and_later_ones_are_of_the_same_digit_more_often():
+    (pictures, labels), (tests, truth) = (tuple(part[:300] for part in digits.samples(s)) for s in ("train", "test"))
+    pure, found = [], []
+    for layer in ("features.2", "features.5", None):
+        z, q = (features.extract(digits.load(), x, layer=layer, pool=False) for x in (pictures, tests))
+        found.append(neighbors.nearest(q, z, k=10).indices)
+        pure.append((labels[found[-1]] == truth[:, None]).double().mean().item())
+    assert pure == sorted(pure) and pure[2] > pure[0] + 0.05
+    shared = (found[0][:, :, None] == found[2][:, None]).any(2).double().mean()
+    assert shared < 0.6
+
+
+def test_training_without_the_nearest_samples_costs_more_than_without_random_ones_of_the_class():
+    (pictures, labels), (tests, truth) = (
+        tuple(part[:n] for part in digits.samples(s)) for s, n in (("train", 800), ("test", 30))
+    )
+    z, q = (features.extract(digits.load(), x) for x in (pictures, tests))
+    x = pictures.flatten(1).double()
+
+    def fit(kept):  # ridge regression on the labels
+        inputs, wanted = x[kept], nn.functional.one_hot(labels[kept], 10).double()
+        weight = torch.linalg.solve(inputs.T @ inputs + 10 * torch.eye(784).double(), inputs.T @ wanted)
+        return lambda picture: picture.flatten(1).double() @ weight
+
+    generator, more = torch.Generator().manual_seed(0), []
+    for number, answer in enumerate(truth.tolist()):
+        of_class = (labels == answer).nonzero()[:, 0]
+        near = neighbors.nearest(q[number : number + 1], z, k=30).indices[0]
+        random = of_class[torch.randperm(len(of_class), generator=generator)[:30]]
+        scores = neighbors.retrain_without(fit, 800, [near, random], tests[number : number + 1], answer)
+        more.append(scores[1] - scores[0])
+    more = torch.stack(more)
+    assert more.mean() > 2 * more.std() / len(more) ** 0.5
