@@ -62,8 +62,9 @@ def kernel(
 
     Returns a `Shapley`, which adds up exactly, whose standard errors are those of the residuals in stratified sampling without
     replacement; nothing is left to chance where all coalitions are asked. "linear" is a little biased while there are few
-    coalitions, less than its error; "odd" is not, since no residual is predicted by a surrogate that has seen it. Interrupted
-    (KeyboardInterrupt), it returns what stands with the coalitions that were asked, if they are enough.
+    coalitions, less than its error, and its standard errors are about half of what they should be below some 3 d evaluations;
+    "odd" is not biased, since no residual is predicted by a surrogate that has seen it. Interrupted (KeyboardInterrupt), it
+    returns what stands with the coalitions that were asked, if they are enough.
 
     The odd surrogate is ``g(x) = sum over sampled i of a_i (k(x, x_i) - k(x, -x_i)) / 2`` of ``x = 2 z - 1``, with
     ``k(x, y) = product over j of (1 + rho_j x_j y_j)``: a prior variance of ``product of rho_j`` for an interaction of those
