@@ -7,6 +7,7 @@ mistakes in the same words, and leave the model as it was.
 
 from __future__ import annotations
 
+import copy
 import operator
 import sys
 import threading
@@ -230,7 +231,7 @@ def first_axis_kept(model: Model, inputs: Tensor) -> Iterator[None]:
 def _takes(model: Model, inputs: Tensor) -> bool:
     try:
         with torch.no_grad():
-            model(inputs.detach().clone())
+            copy.deepcopy(model)(inputs.detach().clone())  # a copy, since a pass may change a model
     except Exception:
         return False
     return True
