@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import lrp_models
+from benchmarks import lrp_models, questions
 from benchmarks.__main__ import main, names
 from benchmarks.framework import (
     OURS,
@@ -23,7 +23,7 @@ from benchmarks.framework import (
     write,
 )
 from benchmarks.networks import network
-from xaicourse import lrp
+from xaicourse import contrastive, lrp
 
 QUICK = Settings(rounds=1, memory=False)
 
@@ -197,3 +197,19 @@ def test_all_explainers_of_a_row_give_the_same_and_the_model_alone_stands_beside
     out = capsys.readouterr().out
     assert "equal: ours and captum differ" in out and "equal: ours and pytorch-grad-cam, frozen differ" in out
     assert "time ours / model, channels last <= 1.1" in out and "unable" not in out
+
+
+def test_contrasts_that_the_model_confirms_are_counted(capsys):
+    assert main(["questions", "--quick", "--only", "negatives"]) == 0
+    out = capsys.readouterr().out
+    assert "held by the model: 10 of 10 (10 said to be found)" in out and "met" in out
+
+
+def test_contrasts_that_the_model_does_not_confirm_do_not_hold(monkeypatch, capsys):
+    def invented(model, pictures, **_):
+        found = contrastive.pertinent_negative(model, pictures, steps=1, searches=1)
+        return replace(found, found=torch.ones_like(found.found), picture=pictures)
+
+    monkeypatch.setitem(questions._SEARCHES, "negatives", invented)
+    assert main(["questions", "--quick", "--only", "negatives"]) == 1
+    assert "the model does not say of a picture what was reported" in capsys.readouterr().out
