@@ -133,6 +133,83 @@ def test_the_same_seed_gives_the_same_map_in_the_dtype_of_the_features(start):
     assert start == "pca" or not torch.allclose(one, other)
 
 
+# What t-SNE starts from, and what looks like a group
+
+
+@pytest.mark.parametrize("perplexity", [1.5, 5, 30])
+def test_neighbour_probabilities_have_their_perplexity_and_are_scikit_learns(real, perplexity):
+    from sklearn.manifold import _utils
+
+    x = real[0]
+    p = embedding.neighbor_probabilities(x, perplexity)
+    assert torch.allclose(p.sum(1), torch.ones(300).double()) and (p.diagonal() == 0).all()
+    assert torch.allclose((torch.special.entr(p).sum(1)).exp(), torch.full((300,), perplexity).double(), rtol=1e-6)
+    square = torch.cdist(x.double(), x.double()).square().float().numpy()
+    theirs = torch.from_numpy(_utils._binary_search_perplexity(square, perplexity, 0))
+    assert torch.allclose(p, theirs, atol=1e-3)  # theirs stops at 1e-5 of the entropy, in float32
+
+
+def test_probabilities_depend_on_ratios_of_distances_only_and_a_hermit_has_as_many_neighbours_as_anyone():
+    x = gaussian(30, 4)
+    x[0] += 1000
+    p = embedding.neighbor_probabilities(x, 4)
+    assert torch.allclose(p, embedding.neighbor_probabilities(7 * x, 4), atol=1e-9)
+    assert torch.special.entr(p[0]).sum().exp() == pytest.approx(4) and p[1:, 0].max() < 1e-9
+
+
+def test_equally_near_samples_share_their_probability():
+    triangle = torch.tensor([[0.0, 0], [1, 0], [0.5, 0.75**0.5], [50, 50]], dtype=torch.float64)
+    p = embedding.neighbor_probabilities(triangle, 1.2)
+    assert torch.allclose(p[0, 1:3], torch.full((2,), 0.5).double(), atol=1e-6)
+
+
+def test_clusters_are_the_groups_that_are_apart_and_noise_is_one_whatever_its_scale():
+    x = torch.cat([gaussian(30, 2), gaussian(20, 2, 1) + 90, gaussian(25, 2, 2) - 90])
+    assert embedding.clusters(x, gap=12).tolist() == [0] * 30 + [1] * 20 + [2] * 25
+    assert torch.equal(embedding.clusters(3 * x + 1, gap=12), embedding.clusters(x, gap=12))
+    assert embedding.clusters(x, gap=1000).max() == 0
+    line = torch.tensor([[0.0], [1], [2], [5], [6], [20]])  # nearest neighbours at 1, 1, 1, 1, 1, 14
+    assert embedding.clusters(line, gap=2).tolist() == [0, 0, 0, 1, 1, 2]
+    assert embedding.clusters(line, gap=3).tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_noise_falls_into_groups_on_a_t_sne_of_low_perplexity_and_not_in_its_own_space_or_at_a_high_one():
+    count = {2: [], 15: [], "itself": []}
+    for seed in range(6):
+        x = gaussian(40, 5, seed)
+        for perplexity in (2, 15):
+            drawn = embedding.embed(
+                x, perplexity=perplexity, start="random", generator=torch.Generator().manual_seed(seed)
+            )
+            count[perplexity].append(int(embedding.clusters(drawn).max()) + 1)
+        count["itself"].append(int(embedding.clusters(x).max()) + 1)
+    assert min(count[2]) >= 3 and max(count[15]) <= 2 and max(count["itself"]) == 1, count
+
+
+def test_on_a_t_sne_sizes_of_classes_say_little_gaps_are_wider_than_they_are_and_depend_on_the_seed(real):
+    x, labels = real
+
+    def centres(points):
+        return torch.stack([points[labels == digit].double().mean(0) for digit in range(10)])
+
+    def radii(points):
+        return torch.stack(
+            [(points[labels == d].double() - c).norm(dim=1).mean() for d, c in enumerate(centres(points))]
+        )
+
+    def gaps(points):
+        return torch.pdist(centres(points))
+
+    one, other = (
+        embedding.embed(x, perplexity=5, start="random", generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 1)
+    )
+    for drawn in (one, other):
+        assert abs(stats.spearmanr(radii(x), radii(drawn))[0]) < 0.6
+        assert gaps(drawn).mean() / radii(drawn).mean() > 2 * gaps(x).mean() / radii(x).mean()
+    assert stats.spearmanr(gaps(one), gaps(other))[0] < 0.8
+
+
 # What one sees on a map, confirmed in the original space
 
 
@@ -212,6 +289,13 @@ def test_bad_input_is_named_before_any_work():
             test(x, labels[1:])
         with pytest.raises(ValueError, match="k must be from 1 to 19"):
             test(x, labels, k=20)
+    for bad in (0.5, 19.0):
+        with pytest.raises(ValueError, match="perplexity must be at least 1 and below the number of others, 19, got"):
+            embedding.neighbor_probabilities(x, bad)
+    with pytest.raises(ValueError, match="gap must be"):
+        embedding.clusters(x, gap=0.0)
+    with pytest.raises(ValueError, match="points"):
+        embedding.clusters(x[0])
     with pytest.raises(ValueError, match="permutations"):
         embedding.purity_test(x, labels, permutations=0)
 

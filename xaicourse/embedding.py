@@ -1,12 +1,14 @@
 """Maps of many dimensions in two, and how far to trust them (lecture 01; slides "low-dimensional embeddings").
 
-`embed` draws the map: PCA, Isomap or t-SNE. `trustworthiness`, `continuity` and `stress` say what it does to the distances
+`embed` draws the map: PCA, Isomap or t-SNE, which starts from `neighbor_probabilities`. `clusters` counts what looks like
+groups on a map. `trustworthiness`, `continuity` and `stress` say what it does to the distances
 that it was drawn from; `purity` and `purity_test` confirm in the original space what a map suggests. The features themselves
 come from `features.extract`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,18 @@ from torch import Tensor
 
 from .arguments import check_count, check_finite, check_generator, check_positive, kind
 
-__all__ = ["Method", "Purity", "continuity", "embed", "purity", "purity_test", "stress", "trustworthiness"]
+__all__ = [
+    "Method",
+    "Purity",
+    "clusters",
+    "continuity",
+    "embed",
+    "neighbor_probabilities",
+    "purity",
+    "purity_test",
+    "stress",
+    "trustworthiness",
+]
 
 Method = Literal["pca", "isomap", "t-sne"]
 Start = Literal["pca", "random"]
@@ -99,6 +112,70 @@ def embed(
             dimensions, perplexity=perplexity, init=start, random_state=seed, method="barnes_hut"
         ).fit_transform(x)
     return torch.as_tensor(found).to(features)
+
+
+def neighbor_probabilities(features: Tensor, perplexity: float = 30.0) -> Tensor:
+    """With which probability each sample picks each other one as its neighbour: what t-SNE wants to keep.
+
+    features    (N, D), any float dtype and device
+    perplexity  2 to the power of the entropy (in bits) of each row: at least 1, below N - 1
+
+    With distances δ, every sample has its own width σ_i, found by bisection so that each row has the perplexity::
+
+        p_{j|i} = exp(-δ_ij² / 2σ_i²) / Σ_{k≠i} exp(-δ_ik² / 2σ_i²),   p_{i|i} = 0
+
+    Equally near samples cannot be told apart by any width: a row then has the smallest perplexity that there is above the
+    wanted one, or as near as a width can bring it.
+
+    Returns (N, N), float64, rows sum to 1. Raises TypeError or ValueError if an argument is not as above.
+
+    Hinton & Roweis, "Stochastic Neighbor Embedding", NeurIPS 2002.
+    """
+    _check_features("features", features)
+    check_positive("perplexity", perplexity)
+    count = len(features)
+    if not 1 <= perplexity < count - 1:
+        raise ValueError(f"perplexity must be at least 1 and below the number of others, {count - 1}, got {perplexity}")
+    x = features.detach().double()
+    square = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    square.fill_diagonal_(math.inf)
+    square = square - square.min(1, keepdim=True).values  # changes no probability, and no exponential underflows
+    others = square.isfinite()
+    scale = torch.where(others, square, 0).sum(1, keepdim=True) / (count - 1)
+    square = square / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    low, high = x.new_full((count, 1), -30.0), x.new_full((count, 1), 30.0)  # of log 1 / 2σ², in units of the row
+    for _ in range(100):
+        middle = (low + high) / 2
+        p = torch.softmax(-square * middle.exp(), 1)
+        wide = torch.special.entr(p).sum(1, keepdim=True) > math.log(perplexity)
+        low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
+    return p
+
+
+def clusters(points: Tensor, *, gap: float = 4.0) -> Tensor:
+    """Groups of points that are apart: single-linkage clusters, cut at hops that are wider than usual.
+
+    points  (N, d), a map or the features themselves
+    gap     two points are joined if they are at most this many times as far from each other as points are from their nearest
+            neighbour, in the median
+
+    Returns LongTensor (N,), the number of each point's group, from 0 on in the order of the points.
+
+    Raises TypeError or ValueError if an argument is not as above.
+
+    Gower & Ross, "Minimum Spanning Trees and Single Linkage Cluster Analysis", Applied Statistics 1969.
+    """
+    _check_features("points", points)
+    check_positive("gap", gap)
+    x = points.detach().double()
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distance.clone().fill_diagonal_(math.inf).min(1).values
+    joined = distance <= gap * nearest.median()
+
+    from scipy.sparse.csgraph import connected_components
+
+    _, label = connected_components(joined.cpu().numpy(), directed=False)
+    return torch.as_tensor(label, dtype=torch.long, device=points.device)
 
 
 def trustworthiness(
