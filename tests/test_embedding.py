@@ -146,7 +146,9 @@ def test_neighbour_probabilities_have_their_perplexity_and_are_scikit_learns(rea
     assert torch.allclose((torch.special.entr(p).sum(1)).exp(), torch.full((300,), perplexity).double(), rtol=1e-6)
     square = torch.cdist(x.double(), x.double()).square().float().numpy()
     theirs = torch.from_numpy(_utils._binary_search_perplexity(square, perplexity, 0))
-    assert torch.allclose(p, theirs, atol=1e-3)  # theirs stops at 1e-5 of the entropy, in float32
+    found = torch.special.entr(theirs).sum(1).exp()
+    there = (found - perplexity).abs() < 1e-3  # theirs gives up on one row at 1.5
+    assert there.sum() >= 299 and torch.allclose(p[there], theirs[there].double(), atol=1e-4)
 
 
 def test_probabilities_depend_on_ratios_of_distances_only_and_a_hermit_has_as_many_neighbours_as_anyone():
