@@ -2,9 +2,10 @@
 
 import ipywidgets
 import pytest
+import torch
 from IPython.display import HTML
 
-from xaicourse import widgets
+from xaicourse import plotting, widgets
 
 
 def _drawn(box: ipywidgets.VBox) -> object:
@@ -43,3 +44,19 @@ def test_sliders_wait_until_the_mouse_lets_go():
 def test_what_is_not_a_function_or_has_no_controls_is_refused(draw: object, controls: dict[str, object]):
     with pytest.raises(TypeError, match="draw must be a function|controls must name"):
         widgets.explore(draw, **controls)
+
+
+def test_the_widget_of_t_sne_draws_each_state_once_and_says_what_does_not_go_together():
+    noise = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    box = widgets.tsne({"noise": (noise, None)})
+    first = _drawn(box)
+    assert isinstance(first, plotting.Picture) and "50 samples, perplexity 2, seed 0" in first.alt
+    by_name = {control.description: control for control in box.children[:-1]}
+    by_name["perplexity"].value = 5
+    assert "perplexity 5" in _drawn(box).alt
+    by_name["perplexity"].value = 2
+    assert _drawn(box) is first
+    by_name["perplexity"].value = 60
+    assert isinstance(shown := _drawn(box), HTML) and "perplexity must be" in shown.data
+    with pytest.raises(TypeError, match="data must name"):
+        widgets.tsne({})

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
 from IPython.display import HTML
+from torch import Tensor
 
-__all__ = ["explore"]
+__all__ = ["explore", "tsne"]
 
 
 def explore(draw: Callable[..., Any], **controls: Any) -> ipywidgets.VBox:
@@ -57,3 +58,34 @@ def explore(draw: Callable[..., Any], **controls: Any) -> ipywidgets.VBox:
         if control.has_trait("continuous_update"):  # draw when the mouse lets go, not a hundred times on the way
             control.continuous_update = False
     return box
+
+
+def tsne(data: Mapping[str, tuple[Tensor, Sequence[str] | None]]) -> ipywidgets.VBox:
+    """Put perplexity, seed and sample count of a t-SNE above the map and its distortion (lecture 01).
+
+    Parameters
+    ----------
+    data
+        The name of each set of samples to its features (N, D), N at least 50, and what each sample belongs to, or None.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        Every state is a picture of `plotting_embedding.tsne`, drawn within a second and kept.
+
+    Raises
+    ------
+    TypeError
+        If there is no data.
+    """
+    if not data:
+        raise TypeError("data must name at least one set of samples, got none")
+    from . import plotting_embedding  # matplotlib, for those who draw maps
+
+    @functools.cache
+    def draw(data_set: str = next(iter(data)), perplexity: int = 2, seed: int = 0, samples: int = 50) -> Any:
+        features, labels = data[data_set]
+        title = f"{data_set}: perplexity {perplexity}, seed {seed}, {samples} samples"
+        return plotting_embedding.tsne(features, labels, perplexity=perplexity, seed=seed, samples=samples, title=title)
+
+    return explore(draw, data_set=list(data), perplexity=[2, 5, 10, 30, 60], seed=(0, 9, 1), samples=[50, 100, 200])
