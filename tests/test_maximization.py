@@ -207,6 +207,21 @@ def test_the_ascent_normalises_as_the_transform_does(lite0):
         assert found.before == pytest.approx(lite0(by_hand(image)[None])[0, 5].item(), abs=1e-4)
 
 
+def test_the_activation_of_many_images_is_that_of_each(model):
+    pictures = torch.rand(5, *SIZE, generator=seeded())
+    with torch.no_grad():
+        maps, logits = model[:4](pictures), model(pictures)
+    found = maximization.activation(model, pictures, 3, layer="3", normalize=None, chunk=2)
+    assert torch.allclose(found, maps[:, 3].mean((1, 2))) and not found.requires_grad
+    assert torch.allclose(maximization.activation(model, pictures, 1, normalize=None), logits[:, 1])
+    strongest = maximization.activation(model, pictures, lambda a: a[:, 3].amax((1, 2)), layer="3", normalize=None)
+    assert torch.allclose(strongest, maps[:, 3].amax((1, 2)))
+    with pytest.raises(ValueError, match="unit must be from 0 to 5"):
+        maximization.activation(model, pictures, 6, layer="3", normalize=None)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        maximization.activation(model, -pictures, 3, layer="3", normalize=None)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # DeepDream
 # ------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ __all__ = [
     "Maximized",
     "Ranking",
     "TopSamples",
+    "activation",
     "deepdream",
     "hide",
     "maximize",
@@ -280,6 +281,40 @@ def deepdream(
                         callback(len(history) - 1, image, history[-1])
                 added = image - base
         return Maximized(image, original, before, ascended.value(image), torch.tensor(history))
+
+
+def activation(
+    model: nn.Module,
+    images: Tensor,
+    unit: Unit,
+    *,
+    normalize: Normalize,
+    layer: str | None = None,
+    chunk: int = 64,
+) -> Tensor:
+    """How active a unit is for each image, (N,), without a graph.
+
+    images  (N, C, H, W) in [0, 1]
+    chunk   how many the model sees at once
+
+    All else, and the errors, as in `maximize`; a function as unit is asked chunk by chunk.
+    """
+    _check_batch("images", images)
+    check_model(model)
+    if layer is not None:
+        check_layer("layer", model, layer)
+    unit, to_inputs = _check_unit(unit), _normalizing(normalize)
+    check_count("chunk", chunk)
+    found: list[Tensor] = []
+    with torch.inference_mode(False), torch.no_grad(), unchanged(model):
+        for part in images.detach().to(*_home(model)).split(chunk):
+            features = (_features if found else _whole)(model, layer, to_inputs(part))
+            if not found:
+                _check_fits(unit, features, layer)
+            found.append(_score(unit, features))
+    values = torch.cat(found)
+    check_finite("the activation", values)
+    return values
 
 
 class _Ascent:
