@@ -150,6 +150,41 @@ def test_no_pair_is_drawn_twice_and_all_are_as_likely(players, pairs):
     assert (present - present.mean()).abs().max() < 0.03
 
 
+def test_a_standard_error_that_may_be_far_too_small_says_so():
+    """The trap: only all twelve together are worth something, so that in five orders at least seven players add nothing."""
+    together = shapley.Game(lambda present: 100 * present.all(1), 12)
+    few = shapley.permutation(together, 60, orders="plain", generator=seeded())
+    nothing = (few.values == 0) & (few.standard_errors == 0)
+    assert nothing.sum() >= 7 and few.doubtful.all()
+    assert f"12 standard errors are doubtful: degrees of freedom from 4 on, {nothing.sum()} are 0 by the draws" in repr(
+        few
+    )
+
+    many = shapley.permutation(together, 600, orders="plain", generator=seeded())
+    assert not many.doubtful.any() and "doubtful" not in repr(many)
+    wide = shapley.Game(lambda present: 100 * present.all(1), 100)
+    never_last = shapley.permutation(wide, 40 * 99 + 2, orders="plain", generator=seeded())
+    assert torch.equal(never_last.doubtful, never_last.values == 0) and never_last.doubtful.sum() >= 60
+    assert "are 0 by the draws alone" in repr(never_last) and "degrees" not in repr(never_last)
+
+
+def test_what_is_not_left_to_chance_is_not_in_doubt():
+    together = torch.randn(8, 8, generator=seeded(), dtype=torch.float64)
+    pairwise = games.pairwise(together + together.T).game
+    for result in (
+        shapley.exact(pairwise),
+        shapley.kernel(pairwise, 40, surrogate="linear", generator=seeded()),
+        shapley.kernel(game_of(8).game, 256),
+    ):
+        assert not result.standard_errors.any() and not result.doubtful.any() and "doubtful" not in repr(result)
+
+
+def test_results_of_several_outputs_say_which_standard_errors_are_doubtful():
+    both = shapley.Game(lambda present: torch.stack([present.all(1), present[:, 0]], 1), 6)
+    result = shapley.permutation(both, 400, generator=seeded())
+    assert result.doubtful.tolist() == [[False, True]] * 6, "one player decides alone: all draws say the same"
+
+
 # While they come
 
 

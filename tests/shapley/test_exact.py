@@ -299,8 +299,9 @@ def test_too_many_players_says_how_many_the_memory_and_what_to_do():
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (lambda present: 1.0, TypeError, "value must give a tensor of a float dtype, got float"),
-        (lambda present: present.sum(1), TypeError, "value must give a tensor of a float dtype, got torch.int64"),
+        (lambda present: 1.0, TypeError, "value must give a tensor or an array of real numbers, got float"),
+        (lambda present: present.sum(1) * 1j, TypeError, "array of real numbers, got torch.complex64"),
+        (lambda present: np.full(len(present), None), TypeError, "array of real numbers, got an array of object"),
         (lambda present: present.double().sum(), ValueError, r"one value for each of 8 coalitions.*got \(\)"),
         (lambda present: present.double().sum(1)[1:], ValueError, r"one value for each of 8 coalitions.*got \(7,\)"),
         (lambda present: present.double()[:, :, None], ValueError, r"got \(8, 3, 1\)"),
@@ -310,6 +311,23 @@ def test_too_many_players_says_how_many_the_memory_and_what_to_do():
 def test_a_value_function_that_gives_something_else_is_refused(value, error, message):
     with pytest.raises(error, match=message):
         shapley.exact(shapley.Game(value, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (lambda present: present.sum(1) ** 2, [4.0, 4.0, 4.0, 4.0]),
+        (lambda present: present.sum(1).numpy() ** 2, [4.0, 4.0, 4.0, 4.0]),
+        (lambda present: (present.numpy() @ np.arange(4, dtype=np.uint8))[::-1][::-1], [0.0, 1.0, 2.0, 3.0]),
+        (lambda present: (present.numpy() * np.float32(0.5))[:, ::-1].sum(1), [0.5, 0.5, 0.5, 0.5]),
+        (lambda present: present.all(1), [0.25, 0.25, 0.25, 0.25]),
+    ],
+    ids=["whole numbers", "array", "bytes, reversed twice", "float32 array", "bools"],
+)
+def test_counts_votes_and_arrays_are_values_too(value, expected):
+    game = shapley.Game(value, 4)
+    assert game(torch.ones(1, 4, dtype=torch.bool)).dtype == torch.float64
+    torch.testing.assert_close(shapley.exact(game).values, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_values_that_change_their_shape_are_refused():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from ..scores import Model, Target, ask, check_model, check_outputs, check_targe
 
 __all__ = ["MOST", "Game", "Value", "coalitions", "intervals", "masking_game", "patches"]
 
-Value = Callable[[Tensor], Tensor]
+Value = Callable[[Tensor], Tensor | np.ndarray[Any, Any]]
 
 MOST = 25
 """Players of whom all coalitions can be asked: 33,554,432 of them."""
@@ -34,7 +35,8 @@ _ALL = 2**24  # when all coalitions are asked, so many numbers are remembered at
 class Game:
     """A set of players and what each coalition of them is worth.
 
-    value    a function from coalitions, a BoolTensor (n, players), to their values: a float tensor (n,), or (n, outputs)
+    value    a function from coalitions, a BoolTensor (n, players), to their values, (n,) or (n, outputs): a tensor or a NumPy
+             array of floats, whole numbers or bools
     players  how many, at least 1
     chunk    how many coalitions ``value`` sees at once, at most
     cache    remember values, so that no coalition is asked twice; ``value`` must be a function of the coalition alone. Where
@@ -144,9 +146,7 @@ class Game:
         found = []
         for part in coalitions.split(self.chunk):
             with torch.no_grad():
-                values = self.value(part.to(self.device))
-            if not isinstance(values, Tensor) or not values.is_floating_point():
-                raise TypeError(f"value must give a tensor of a float dtype, got {kind(values)}")
+                values = _real(self.value(part.to(self.device)))
             shape = (len(part), *(self._shape or ())) if self._shape is not None else None
             if values.dim() not in (1, 2) or len(values) != len(part) or (shape and values.shape != shape):
                 wanted = shape or f"{(len(part),)} or ({len(part)}, outputs)"
@@ -158,7 +158,7 @@ class Game:
             self._shape = values.shape[1:]
             if self._bar is not None:
                 self._bar.update(len(part))
-            found.append(values.detach().to("cpu", torch.float64))
+            found.append(values)
         if not found:
             return torch.zeros(0, *(self._shape or ()), dtype=torch.float64)
         return torch.cat(found) if len(found) > 1 else found[0]
@@ -197,6 +197,16 @@ class Game:
             self._values = room
         self._values[first : self._known] = values
         return torch.arange(first, self._known, dtype=torch.int32)
+
+
+def _real(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """What a value function gave, in float64 on the CPU; TypeError unless it is a tensor or an array of real numbers."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        values = torch.from_numpy(values.astype(np.float64, order="C"))
+    if not isinstance(values, Tensor) or values.is_complex():
+        got = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else kind(values)
+        raise TypeError(f"value must give a tensor or an array of real numbers, got {got}")
+    return values.detach().to("cpu", torch.float64)
 
 
 def packed(coalitions: Tensor) -> list[bytes]:

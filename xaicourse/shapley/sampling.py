@@ -47,8 +47,8 @@ def permutation(
 
     Returns a `Shapley`: unbiased; standard errors are those of the mean over draws. Of a player who seldom makes a difference,
     few draws may show none: his standard error is then 0, and wrong. With 30 draws and more, intervals cover at about their
-    rate where every player often matters. Interrupted (KeyboardInterrupt), it returns
-    what stands after the draws that are done, if there are two.
+    rate where every player often matters; with fewer, the result is marked ``doubtful``. Interrupted (KeyboardInterrupt), it
+    returns what stands after the draws that are done, if there are two.
 
     Raises TypeError or ValueError if an argument is not as above.
 
