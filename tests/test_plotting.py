@@ -517,6 +517,13 @@ def test_curves_on_logarithmic_axes_must_be_above_0():
         plotting.lines({"a": [1.0, 1.0]}, logx=True, xlabel="x", ylabel="y", alt="A line.")
 
 
+def test_few_points_of_a_logarithmic_axis_are_its_ticks_and_counts_keep_all_their_digits():
+    x = [0.12345, 8, 64, 1024, 12345, 2**20]
+    picture = plotting.lines({"a": [1.0] * 6}, x=x, logx=True, xlabel="evaluations", ylabel="error", alt="A line.")
+    words = [label.get_text() for label in axes_of(picture).get_xticklabels()]
+    assert words == ["0.123", "8", "64", "1024", "12345", "1.05×10⁶"]
+
+
 @pytest.mark.parametrize("values", [(1.0, 4.0, 9.0), (1.0, 4.0), (torch.tensor(1.0), np.float64(4.0))])
 def test_a_tuple_of_numbers_holds_the_values_of_a_curve(values):
     (line, *_) = axes_of(plotting.lines({"a": values}, xlabel="x", ylabel="y", alt="A line.")).lines

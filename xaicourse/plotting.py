@@ -782,7 +782,7 @@ def lines(
     if logx:
         axes.set_xscale("log")
         if x is not None and len(x) <= 12:  # few points: they are the ticks
-            axes.set_xticks(_check_finite("x", x), [_number(value) for value in x])
+            axes.set_xticks(_check_finite("x", x), [_tick(value) for value in x])
             axes.minorticks_off()
     if logy:
         axes.set_yscale("log")
@@ -831,6 +831,11 @@ def _number(value: float, digits: int = 3) -> str:
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         text = f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}"
     return text.replace("-", "−")
+
+
+def _tick(value: float) -> str:
+    """A number beside an axis: a whole one is a count, of which all digits are meant."""
+    return _number(value, 5 if float(value).is_integer() and abs(value) < 1e5 else 3)
 
 
 def _signed(value: float, digits: int = 3) -> str:
