@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -494,7 +495,35 @@ def test_a_real_network_finds_each_thing_in_its_half_of_the_picture():
     assert ((found.r2 > 0.3) & (found.r2 < 1)).all(), found.r2
 
 
+def test_a_progress_bar_counts_the_inputs_that_the_model_has_seen_if_it_is_asked_for(capfd):
+    model, inputs = Counting(network()), normal(2, 3, 8, 8)
+    for shown in (False, True):
+        lime.lime(model, inputs, 1, segments=tiles(), samples=20, chunk=8, progress=shown, generator=seeded())
+        written = capfd.readouterr().err
+        assert ("/40 " in written and "inputs/s" in written) == shown, written
+    lime.spread(model, inputs, 1, segments=tiles(), samples=20, runs=2, progress=True, generator=seeded())
+    assert "/40 " in capfd.readouterr().err
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("method", [lime.lime, lime.fit, lime.spread])
+def test_fewer_samples_than_the_line_has_numbers_are_warned_of(method):
+    ask = {"model": network(), "inputs": normal(1, 3, 8, 8), "target": 1, "segments": tiles(), "chunk": 8}
+    with pytest.warns(RuntimeWarning, match="17 numbers to fit, one for each of 16 segments .* and 16 samples"):
+        method(**ask, samples=16, generator=seeded())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method(**ask, samples=17, generator=seeded())
+
+
+def test_a_pixel_gets_its_part_of_the_coefficient_and_the_map_of_a_fit_the_whole():
+    ask = {"model": network(), "inputs": normal(1, 3, 8, 8), "target": 1, "segments": tiles(), "samples": 40}
+    found = lime.fit(**ask, generator=seeded())
+    R = lime.lime(**ask, generator=seeded())
+    assert torch.equal(found.coefficient_map[0, :2, :2], found.coefficients[0, 0].expand(2, 2))
+    agree(R[0, :, :2, :2], found.coefficients[0, 0].expand(3, 2, 2) / (3 * 4))
 
 
 def bad(**changes):
@@ -556,6 +585,7 @@ NAN = normal(2, 3, 8, 8).where(torch.arange(8) > 0, math.nan)
         ({"kernel_width": None}, TypeError, "kernel_width must be a number"),
         ({"generator": 3}, TypeError, "generator must be a torch.Generator or None, got int"),
         ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
+        ({"progress": 1}, TypeError, "progress must be True or False, got int"),
         ({"model": lambda x: x.flatten(1) / 0}, ValueError, "the model's outputs must be finite"),
         ({"model": lambda x: [x]}, TypeError, "model must return a tensor, got list"),
     ],

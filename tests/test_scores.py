@@ -75,6 +75,30 @@ def test_a_batch_norm_that_takes_its_statistics_from_the_batch_is_refused(method
         method(model.double().eval(), x, y)
 
 
+class Moody(nn.Module):
+    """Nothing in it is known to depend on the mode, and yet it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if self.training else 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), Moody()), r"as a whole it \(Sequential\)"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Dropout()).eval(), r"module '1' \(Dropout\)"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval(), r"module '1' \(BatchNorm1d\)"),
+    ],
+)
+def test_training_mode_is_refused_and_the_message_says_why_and_what_to_do(model, part):
+    if not model.training:
+        model[1].train()
+    words = rf"evaluation mode, but {part} is in training mode; call model\.eval\(\) first, .* asks self\.training"
+    with pytest.raises(ValueError, match=words):
+        gradients.gradient(model, torch.ones(1, 3), 0)
+    gradients.gradient(model.eval(), torch.ones(1, 3), 0)
+
+
 @every_method
 def test_an_array_is_no_target(method):
     model, x, _ = viewing()

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -136,6 +139,7 @@ def lime(
     kernel_width: float = 0.25,
     generator: torch.Generator | None = None,
     chunk: int = 32,
+    progress: bool = False,
 ) -> Tensor:
     """Explain the score by a line through the scores of inputs of which segments are missing.
 
@@ -162,25 +166,29 @@ def lime(
                   input alone has a weight
     generator     where the samples come from; None is torch's global one
     chunk         how many inputs the model sees at once
+    progress      show a progress bar of the inputs that the model has seen, where tqdm is installed: 1000 samples of a
+                  photograph can take a minute
 
-    Returns relevance, shaped like the inputs: the coefficient of each segment, divided equally among all its elements, so that
-    the relevance of a segment sums to its coefficient, and all of it to the line at the input less the intercept. Sums over
-    a region thus mean the same as in other attributions, and compare with them; a map that gave each pixel the whole
-    coefficient would count a segment as often as it has pixels. The price: of two segments that add the same, the smaller is
-    drawn more strongly. ``fit(...).coefficient_map`` gives each pixel the whole coefficient, as LIME's own pictures do.
+    Returns relevance, shaped like the inputs. Each element, of a pixel each channel, gets **its part of the coefficient**:
+    c_s / (elements of segment s). So the relevance of a segment sums to its coefficient, and all of it to the line at the
+    input less the intercept; sums over a region thus mean the same as in other attributions, and compare with them. The
+    price: of two segments that add the same, the smaller is drawn more strongly. LIME's own pictures, and lecture 09, give
+    each pixel the *whole* coefficient, which counts a segment as often as it has pixels: that is
+    ``fit(...).coefficient_map``.
 
     With z in {0, 1}^S the segments that are there, S of them in all, and y(z) the score: line(z) = b + sum_s c_s z_s,
     w(z) = exp(-d(z)^2 / (2 kernel_width^2)), d(z) = 1 - sqrt(|z| / S), the cosine distance of z from (1, …, 1).
 
     Raises ValueError or TypeError if an argument is not as above, if there are too few samples for the line, or if a NaN or
-    an infinity appears.
+    an infinity appears. Warns (RuntimeWarning) if there are fewer samples than the line has numbers to fit, one for each
+    segment and the intercept: only the penalty then keeps it from going through every one of them.
 
     Ribeiro et al., "Why Should I Trust You? Explaining the Predictions of Any Classifier", KDD 2016.
     """
     found = fit(
         model, inputs, target,
         segments=segments, samples=samples, removal=removal, penalty=penalty, alpha=alpha, kernel_width=kernel_width,
-        generator=generator, chunk=chunk,
+        generator=generator, chunk=chunk, progress=progress,
     )  # fmt: skip
     channels = inputs.shape[1] if inputs.dim() > 2 else 1
     places = torch.stack([segment.flatten().bincount(minlength=len(found.samples[0])) for segment in found.segments])
@@ -203,12 +211,13 @@ def fit(
     kernel_width: float = 0.25,
     generator: torch.Generator | None = None,
     chunk: int = 32,
+    progress: bool = False,
 ) -> Fit:
     """Fit LIME's line and report all of it, as a `Fit`; arguments and errors are those of `lime`."""
     if not isinstance(samples, Tensor):
         check_count("samples", samples, least=2)
     target, segments, alpha = _checked(
-        model, inputs, target, segments, removal, penalty, alpha, kernel_width, generator, chunk
+        model, inputs, target, segments, removal, penalty, alpha, kernel_width, generator, chunk, progress
     )
     count = int(segments.max()) + 1
     if isinstance(samples, Tensor):
@@ -219,7 +228,7 @@ def fit(
     present = torch.cat([torch.ones(1, count, dtype=torch.bool), drawn])
     _check_enough(present, segments, alpha)
     with unchanged(model):
-        scores = _scores(model, inputs.detach(), target, segments, present, removal, chunk)
+        scores = _scores(model, inputs.detach(), target, segments, present, removal, chunk, progress)
     return _fit(scores, segments.cpu(), present, penalty, alpha, kernel_width)
 
 
@@ -237,6 +246,7 @@ def spread(
     kernel_width: float = 0.25,
     generator: torch.Generator | None = None,
     chunk: int = 32,
+    progress: bool = False,
 ) -> Spread:
     """Fit LIME's line several times, each time to new samples: an explanation that changes with them is no explanation.
 
@@ -255,7 +265,7 @@ def spread(
         fit(
             model, inputs, target,
             segments=segments, samples=samples, removal=removal, penalty=penalty, alpha=alpha, kernel_width=kernel_width,
-            generator=generator, chunk=chunk,
+            generator=generator, chunk=chunk, progress=progress,
         )
         for _ in range(runs)
     ]  # fmt: skip
@@ -313,6 +323,7 @@ def _scores(
     present: Tensor,
     removal: Removal | None,
     chunk: int,
+    progress: bool,
 ) -> Tensor:
     """The score of every item in every sample, (N, n), in float64 on the CPU."""
     missing = ~present.to(inputs.device)
@@ -323,8 +334,27 @@ def _scores(
         return remove(item, _over_channels(removed, inputs))
 
     asked = vary(model, make, target, items=len(inputs), variants=len(present), chunk=chunk, device=inputs.device)
-    found = torch.cat([score for _, _, score in asked])
-    return found.view(len(present), len(inputs)).T.cpu().double()
+    found = []
+    with _bar(len(present) * len(inputs), progress) as advance:
+        for _, _, score in asked:
+            found.append(score)
+            advance(len(score))
+    return torch.cat(found).view(len(present), len(inputs)).T.cpu().double()
+
+
+@contextmanager
+def _bar(inputs: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar of so many inputs, if it is shown and tqdm is installed; gives what moves it."""
+    if shown:
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            shown = False
+    if not shown:
+        yield lambda _: None
+        return
+    with tqdm(total=inputs, unit=" inputs", leave=False) as bar:
+        yield bar.update
 
 
 def _mean_colours(segments: Tensor, inputs: Tensor) -> Tensor:
@@ -420,6 +450,7 @@ def _checked(
     kernel_width: float,
     generator: torch.Generator | None,
     chunk: int,
+    progress: bool,
 ) -> tuple[Target, Tensor, float]:
     """Target, segments (N, …) and alpha, checked."""
     check_model(model)
@@ -440,6 +471,8 @@ def _checked(
     check_positive("kernel_width", kernel_width)
     check_generator(generator)
     check_count("chunk", chunk)
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
     return target, _default_segments(inputs) if segments is None else _check_segments(segments, inputs), float(alpha)
 
 
@@ -482,6 +515,14 @@ def _check_enough(present: Tensor, segments: Tensor, alpha: float) -> None:
     most = max(len(_ids(each)) for each in segments)
     if alpha == 0 and len(present) <= most:
         raise ValueError(f"samples must be above the number of segments, {most}, where alpha is 0, got {len(present)}")
+    if len(present) <= most:
+        warnings.warn(
+            f"LIME's line has {most + 1} numbers to fit, one for each of {most} segments and the intercept, and {len(present)} "
+            "samples to fit them to: only the penalty decides between the many lines that would go through all of them, and r2 "
+            "means nothing; take several times as many samples",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_weights(weights: Tensor, present: Tensor, kernel_width: float) -> None:

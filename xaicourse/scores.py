@@ -63,9 +63,11 @@ def check_model(model: Model, name: str = "model") -> None:
         raise TypeError(f"{name} must be an nn.Module or a function of tensors, got {type(model).__name__}")
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if module.training:
+            part = f"module {path!r} ({type(module).__name__})" if path else f"as a whole it ({type(module).__name__})"
             raise ValueError(
-                f"{name} must be in evaluation mode, but module {path!r} ({type(module).__name__}) is in training mode; "
-                f"call {name}.eval() first"
+                f"{name} must be in evaluation mode, but {part} is in training mode; call {name}.eval() first, also where "
+                "nothing in it seems to mind: dropout and batch norm compute something else in training, and so does any "
+                "forward that asks self.training, which cannot be seen from outside"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
