@@ -9,8 +9,10 @@ Both are found by the same search. A perturbation d lives in a box that says wha
     c * max(margin, -kappa) + beta |d|_1 + |d|_2^2 + gamma |z - AE(z)|_2^2,
 
 where z is what the model sees, and the margin is positive as long as the goal is missed. Proximal gradient steps shrink (for
-the first norm) and project (onto the box); the constant c is found by bisection, for each item by itself. What is returned
-was put to the model once more.
+the first norm) and project (onto the box). Where c is large the gradient is that of the margin, and a step of fixed length
+either overshoots or is too short for the other terms, so that a step is as long as it may be for its largest change to be
+``rate``. The constant c is found by bisection, for each item by itself; the search for every second one goes on from the best
+perturbation so far, the others start anew. What is returned was put to the model once more.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .scores import Model, check_inputs, check_model, check_outputs, check_targe
 __all__ = ["Contrast", "pertinent_negative", "pertinent_positive"]
 
 _MOMENTUM = 0.8
+_LONGEST = 0.25  # half of what |d|_2^2 alone allows
 _HALVINGS = 12
 
 
@@ -96,9 +99,9 @@ def pertinent_negative(
     beta: float = 0.1,
     gamma: float = 1.0,
     kappa: float = 0.0,
-    steps: int = 60,
+    steps: int = 40,
     searches: int = 7,
-    rate: float = 0.1,
+    rate: float = 0.2,
     generator: torch.Generator | None = None,
     chunk: int = 128,
 ) -> Contrast:
@@ -112,7 +115,7 @@ def pertinent_negative(
     autoencoder  maps inputs to inputs; with it gamma counts
     beta, gamma, kappa    weights of |d|_1 and of |z - AE(z)|_2^2, and the margin in scores by which the class must be lost
     steps, searches       proximal gradient steps for each constant c, and how many constants are tried
-    rate         length of a step, relative to 1 / max(1, c)
+    rate         the largest change of a value in the first step; it falls to 0 by the last
     generator    if given, the search starts at a random addition; otherwise at none
     chunk        items at a time
 
@@ -151,9 +154,9 @@ def pertinent_positive(
     beta: float = 0.1,
     gamma: float = 1.0,
     kappa: float = 0.0,
-    steps: int = 60,
+    steps: int = 40,
     searches: int = 7,
-    rate: float = 0.1,
+    rate: float = 0.2,
     generator: torch.Generator | None = None,
     chunk: int = 128,
 ) -> Contrast:
@@ -257,8 +260,10 @@ def _bisect(model: Model, autoencoder: Model | None, task: _Task, settings: _Set
         margin, cost, _ = _look(model, autoencoder, task, task.whole, c, settings)
         best.offer(_reached(margin, settings), cost, task.whole, c)
     least, most = torch.zeros_like(c), torch.full_like(c, math.inf)
-    for _ in range(settings.searches):
-        reached = _descend(model, autoencoder, task, c, best, settings)
+    for number in range(settings.searches):
+        again = _wide(best.cost.isfinite() & (number % 2 == 1), task.start)
+        start = torch.where(again, best.perturbation, task.start)
+        reached = _descend(model, autoencoder, task, start, c, best, settings)
         most = torch.where(reached, torch.minimum(most, c), most)
         least = torch.where(reached, least, torch.maximum(least, c))
         c = torch.where(most.isinf(), 10 * c, (least + most) / 2)
@@ -266,19 +271,19 @@ def _bisect(model: Model, autoencoder: Model | None, task: _Task, settings: _Set
 
 
 def _descend(
-    model: Model, autoencoder: Model | None, task: _Task, c: Tensor, best: _Best, settings: _Settings
+    model: Model, autoencoder: Model | None, task: _Task, start: Tensor, c: Tensor, best: _Best, settings: _Settings
 ) -> Tensor:
     """Proximal gradient steps with momentum for one constant each; whether the goal was reached on the way."""
-    d, momentum = task.start.clone(), torch.zeros_like(task.start)
+    d, momentum = start.clone(), torch.zeros_like(start)
     reached = torch.zeros_like(c, dtype=torch.bool)
-    length = settings.rate / c.clamp(min=1)
     for step in range(settings.steps):
         margin, cost, slope = _look(model, autoencoder, task, d, c, settings)
         there = _reached(margin, settings)
         best.offer(there, cost, d, c)
         reached |= there
         momentum = _MOMENTUM * momentum + (1 - _MOMENTUM) * slope
-        stride = _wide(length * (1 - step / settings.steps) ** 0.5, d)
+        steepest = momentum.abs().flatten(1).amax(1).clamp(min=1e-12)
+        stride = _wide((settings.rate / steepest).clamp(max=_LONGEST) * (1 - step / settings.steps) ** 0.5, d)
         d = d - stride * momentum
         d = d.sign() * (d.abs() - stride * settings.beta).clamp(min=0)  # the proximal map of the first norm
         d = torch.minimum(torch.maximum(d, task.low), task.high)
