@@ -227,6 +227,40 @@ def test_no_two_texts_of_a_grid_overlap(count, factor, settings_):
     assert no_two_texts_overlap(picture)
 
 
+@pytest.mark.parametrize("factor", [1e-7, 123.4])
+@pytest.mark.parametrize("settings_", [{}, {"quantile": 0.9}, {"shared": True, "quantile": 0.9}])
+def test_maps_of_sizes_have_a_scale_from_zero_to_red_and_no_sum(factor, settings_):
+    maps = {"small": factor * MAP.abs(), "large": 10 * factor * MAP.abs()}
+    picture = plotting.grid(maps, PHOTOGRAPH, alt="sizes", unsigned=True, **settings_)
+    assert no_two_texts_overlap(picture)
+    assert all(low == 0 < high for low, high in colour_scales(picture))
+    assert "sum" not in texts(picture) and "−" not in texts(picture).replace("10⁻", "")
+    shown = [
+        image for axes in picture.figure.axes for image in axes.images if image.norm.vmin == 0 and image.norm.vmax != 1
+    ]
+    white, _, red = shown[0].cmap([0.0, 0.5, 1.0])[:, :3]
+    assert white.min() > 0.95 and red[0] > 2 * red[2]
+    assert ("of pixels beyond" in texts(picture)) == ("quantile" in settings_)
+    assert colour_scales(plotting.heatmap(MAP.abs(), alt="one", unsigned=True))[0][0] == 0
+    assert "sum" not in texts(plotting.heatmap(MAP.abs(), alt="one", unsigned=True))
+
+
+def test_a_grid_of_what_does_not_add_up_prints_no_sums():
+    assert "sum R" not in texts(plotting.grid({"a": MAP}, alt="no sums", sums=False))
+    assert colour_scales(plotting.grid({"a": MAP}, alt="no sums", sums=False))[0][0] < 0, "still signed"
+
+
+def test_an_unsigned_map_must_not_be_negative():
+    with pytest.raises(ValueError, match=r"relevances\['b'\] must not be negative where unsigned=True, got -3"):
+        plotting.grid({"a": MAP.abs(), "b": -MAP.abs()}, alt="wrong", unsigned=True)
+    with pytest.raises(ValueError, match="relevance must not be negative"):
+        plotting.heatmap(MAP, alt="wrong", unsigned=True)
+    with pytest.raises(TypeError, match="unsigned must be True or False, got int"):
+        plotting.heatmap(MAP.abs(), alt="wrong", unsigned=1)
+    with pytest.raises(TypeError, match="sums must be True or False, got str"):
+        plotting.grid({"a": MAP}, alt="wrong", sums="no")
+
+
 # the network graph ----------------------------------------------------------------------------------------
 
 

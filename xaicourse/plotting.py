@@ -45,6 +45,7 @@ COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#5
 """Of curves, in their order; told apart by colour-blind eyes (Okabe and Ito, Color Universal Design, 2008)."""
 
 _SIGNED = matplotlib.colormaps["RdBu_r"]  # told apart also by colour-blind eyes, and in gray by its white middle
+_SIZES = LinearSegmentedColormap.from_list("sizes", _SIGNED(np.linspace(0.5, 1, 128)))  # its upper half
 _POSITIVE, _NEGATIVE, _NEUTRAL = "#b2182b", "#2166ac", "#8c8c8c"
 _SEE_THROUGH = LinearSegmentedColormap.from_list(
     "signed_opacity",
@@ -137,6 +138,7 @@ def heatmap(
     title: str | None = None,
     limit: float | None = None,
     quantile: float | None = None,
+    unsigned: bool = False,
 ) -> Picture:
     """Draw one map of signed relevance, with its sum above it and its scale below it.
 
@@ -152,6 +154,8 @@ def heatmap(
         The scale runs from -limit to +limit; None: from -max |R| to +max |R|.
     quantile
         In (0, 1]: put the limit at this quantile of |R| over the pixels instead.
+    unsigned
+        As in `grid`.
 
     Returns
     -------
@@ -161,11 +165,15 @@ def heatmap(
     Raises
     ------
     TypeError, ValueError
-        For a wrong shape, a NaN or infinity, an empty alt, a limit that is not positive, limit with quantile.
+        For a wrong shape, a NaN or infinity, an empty alt, a limit that is not positive, limit with quantile,
+        a negative value in an unsigned map.
     """
     _check_alt(alt)
     values = _check_map("relevance", relevance)
-    panel = _Panel(_check_title(title), values, _scale([values], limit, quantile))
+    _check_unsigned(unsigned, {"relevance": values})
+    panel = _Panel(
+        _check_title(title), values, _scale([values], limit, quantile), unsigned=unsigned, summed=not unsigned
+    )
     return Picture(_draw_panels([panel], 1), alt)
 
 
@@ -214,6 +222,8 @@ def grid(
     quantile: float | None = None,
     columns: int | None = None,
     image_title: str = "photograph",
+    unsigned: bool = False,
+    sums: bool = True,
 ) -> Picture:
     """Draw several maps side by side, the photograph first; each has its own scale unless they share one.
 
@@ -236,6 +246,11 @@ def grid(
         Panels in a row; None: up to five in one row, else rows of four.
     image_title
         What stands above the image, if it is no photograph.
+    unsigned
+        True: the maps are sizes, never negative, |R| for instance. The scale runs from 0 to the limit, white
+        to red, and no sum is printed, since sizes sum to nothing in particular.
+    sums
+        False: print no sums, where a map holds something that does not add up over pixels.
 
     Raises
     ------
@@ -251,6 +266,10 @@ def grid(
         _check_text("a name in relevances", name): _check_map(f"relevances[{name!r}]", r)
         for name, r in relevances.items()
     }
+    _check_unsigned(unsigned, {f"relevances[{name!r}]": values for name, values in maps.items()})
+    if not isinstance(sums, bool):
+        raise TypeError(f"sums must be True or False, got {type(sums).__name__}")
+    summed = sums and not unsigned
     pixels = None if image is None else _check_image(image)
     if pixels is not None:
         for name, values in maps.items():
@@ -264,7 +283,8 @@ def grid(
     together = _scale(list(maps.values()), limit, quantile)
     panels = [] if pixels is None else [_Panel(_check_text("image_title", image_title), pixels=pixels)]
     for name, values in maps.items():
-        panels.append(_Panel(name, values, together if shared else _scale([values], None, quantile)))
+        scale = together if shared else _scale([values], None, quantile)
+        panels.append(_Panel(name, values, scale, unsigned=unsigned, summed=summed))
     return Picture(_draw_panels(panels, columns, _check_title(title), together if shared else None), alt)
 
 
@@ -284,6 +304,8 @@ class _Panel:
     values: Array | None = None  # (H, W)
     scale: float = 1.0
     pixels: Array | None = None  # (H, W, 3) or (H, W)
+    unsigned: bool = False  # a scale from 0 on
+    summed: bool = True  # whether its sum stands above it
 
 
 def _draw_panels(panels: list[_Panel], columns: int, title: str = "", shared: float | None = None) -> Figure:
@@ -325,7 +347,7 @@ def _draw_panels(panels: list[_Panel], columns: int, title: str = "", shared: fl
             left = place * cell + (cell - size) / 2
             _draw_panel(axes_at(left, top, size, size * aspect), panel)
             above = 0.07
-            if panel.values is not None:
+            if panel.values is not None and panel.summed:
                 write(left + size / 2, top - above, f"sum R = {_signed(panel.values.sum(), digits=4)}")
                 above = 0.28
             write(left + size / 2, top - above, titles[id(panel)], fontsize=12, fontweight="bold")
@@ -348,7 +370,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
         pixels = panel.pixels if panel.values is None else 0.45 + 0.5 * _gray(panel.pixels)
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
     if panel.values is not None:
-        norm = Normalize(-panel.scale, panel.scale)
+        norm = Normalize(0 if panel.unsigned else -panel.scale, panel.scale)
         axes.imshow(panel.values, cmap=_colours(panel), norm=norm, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -356,24 +378,29 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
 
 
 def _draw_colour_bar(figure: Figure, axes: Axes, panels: list[_Panel]) -> None:
-    """A horizontal colour bar from -scale to scale, which says what lies beyond it."""
-    scale, beyond = panels[0].scale, _beyond(panels)
+    """A horizontal colour bar from -scale, or from 0, to scale, which says what lies beyond it."""
+    scale, beyond, unsigned = panels[0].scale, _beyond(panels), panels[0].unsigned
+    low = 0 if unsigned else -scale
     axes.set_facecolor("0.75")  # what shows through the colours of an overlay
     bar = figure.colorbar(
-        ScalarMappable(Normalize(-scale, scale), _colours(panels[0])),
+        ScalarMappable(Normalize(low, scale), _colours(panels[0])),
         cax=axes,
         orientation="horizontal",
-        ticks=[-scale, 0, scale],
-        extend="both" if beyond else "neither",
+        ticks=[0, scale] if unsigned else [-scale, 0, scale],
+        extend=("max" if unsigned else "both") if beyond else "neither",
     )
-    _write_scale(bar, scale)
+    _write_scale(bar, scale, unsigned)
     if beyond:
         bar.set_label(beyond, fontsize=9.5)
 
 
-def _write_scale(bar: Colorbar, scale: float) -> None:
+def _write_scale(bar: Colorbar, scale: float, unsigned: bool = False) -> None:
     """Write the ends of a scale below its colour bar, and its zero, as far as there is room."""
     end = _number(scale)
+    if unsigned:
+        labels = bar.ax.set_xticklabels(["0", end], fontsize=10)
+        labels[1].set_horizontalalignment("right")
+        return
     inches = bar.ax.get_position().width * bar.ax.figure.get_size_inches()[0]  # type: ignore[union-attr]
     room = inches / 0.088 * (1 if bar.extend == "neither" else 0.9) - 2 * (len(end) + 1.2)  # in characters
     words = [f"−{end}", "0", f"+{end}"] if room > 4 else [f"−{end}", "", f"+{end}"]  # white says zero
@@ -392,6 +419,8 @@ def _beyond(panels: list[_Panel]) -> str:
 
 
 def _colours(panel: _Panel) -> Colormap:
+    if panel.unsigned:
+        return _SIZES
     return _SIGNED if panel.pixels is None else _SEE_THROUGH
 
 
@@ -907,6 +936,16 @@ def _check_map(argument: str, relevance: Tensor | Array) -> Array:
         hint = "; take one item of the batch, [0]" if values.ndim == 4 else ""
         raise ValueError(f"{argument} must have shape (H, W) or (C, H, W), got {values.shape}{hint}")
     return values if values.ndim == 2 else values.sum(axis=0)
+
+
+def _check_unsigned(unsigned: bool, maps: Mapping[str, Array]) -> None:
+    if not isinstance(unsigned, bool):
+        raise TypeError(f"unsigned must be True or False, got {type(unsigned).__name__}")
+    for argument, values in maps.items():
+        if unsigned and values.min() < 0:
+            raise ValueError(
+                f"{argument} must not be negative where unsigned=True, got {values.min():.4g}; take its absolute value"
+            )
 
 
 def _check_image(image: Tensor | Array) -> Array:
