@@ -254,7 +254,7 @@ def test_an_unsigned_map_must_not_be_negative():
     with pytest.raises(ValueError, match=r"relevances\['b'\] must not be negative where unsigned=True, got -3"):
         plotting.grid({"a": MAP.abs(), "b": -MAP.abs()}, alt="wrong", unsigned=True)
     with pytest.raises(ValueError, match="relevance must not be negative"):
-        plotting.heatmap(MAP, alt="wrong", unsigned=True)
+        plotting.heatmap(-MAP.abs(), alt="wrong", unsigned=True)
     with pytest.raises(TypeError, match="unsigned must be True or False, got int"):
         plotting.heatmap(MAP.abs(), alt="wrong", unsigned=1)
     with pytest.raises(TypeError, match="sums must be True or False, got str"):
