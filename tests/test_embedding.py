@@ -89,15 +89,20 @@ def test_stress_is_what_the_best_of_many_scales_leaves():
     assert embedding.stress(x, drawn).item() == pytest.approx(by_search.item(), abs=1e-6)
 
 
-def test_on_real_features_a_trained_network_t_sne_keeps_neighbours_and_pca_keeps_distances(real):
+def test_on_real_features_t_sne_keeps_neighbours_pca_keeps_distances_and_each_more_than_maps_of_nothing(real):
     x = real[0]
-    pca = embedding.embed(x, "pca")
-    isomap = embedding.embed(x, "isomap")
-    tsne = embedding.embed(x, generator=torch.Generator().manual_seed(0))
-    kept = {name: embedding.trustworthiness(x, drawn) for name, drawn in (("p", pca), ("i", isomap), ("t", tsne))}
-    assert kept["p"] < kept["i"] < kept["t"]
-    random = gaussian(300, 2)
-    assert max(embedding.stress(x, drawn) for drawn in (pca, isomap, tsne)) < embedding.stress(x, random)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        "p": embedding.embed(x, "pca"),
+        "i": embedding.embed(x, "isomap"),
+        "t": embedding.embed(x, generator=generator),
+    }
+    near = {name: embedding.trustworthiness(x, points) for name, points in drawn.items()}
+    far = {name: embedding.stress(x, points) for name, points in drawn.items()}
+    assert near["p"] < near["i"] < near["t"] and far["p"] < min(far["i"], far["t"])
+    for nothing in (gaussian(300, 2), drawn["t"][torch.randperm(300, generator=generator)]):
+        assert abs(embedding.trustworthiness(x, nothing) - 0.5) < 0.05 and embedding.continuity(x, nothing) < 0.6
+        assert embedding.stress(x, nothing) > max(far.values()) and min(near.values()) > 0.8
 
 
 # The maps
@@ -239,6 +244,39 @@ def test_the_network_gathers_the_digits_and_an_untrained_one_less(real):
     untrained = features.extract(digits.load(pretrained=False), digits.samples("test")[0][:300])
     difference = embedding.purity(x, labels) - embedding.purity(untrained, labels)
     assert difference.mean() > 3 * difference.std() / 300**0.5
+
+
+def test_neighbours_in_the_features_lean_alike_in_an_untrained_network_too_and_labels_of_no_meaning_stay_silent():
+    pictures, labels = (part[500:] for part in digits.samples("test"))
+    ink, at = pictures[:, 0], torch.arange(28.0)
+    row, column = ((ink.sum(side) * at).sum(1) / ink.sum((1, 2)) for side in (2, 1))
+    down, right = at[None, :, None] - row[:, None, None], at[None, None] - column[:, None, None]
+    slant = (ink * down * right).sum((1, 2)) / (ink * down**2).sum((1, 2))
+    generator = torch.Generator().manual_seed(0)
+    small = {"trained": 0, "untrained": 0, "shuffled": 0}
+    for name, network in (("trained", digits.load()), ("untrained", digits.load(pretrained=False))):
+        x = features.extract(network, pictures)
+        for own in (labels == digit for digit in range(10)):
+            leans = (slant[own] > slant[own].median()).long()
+            small[name] += embedding.purity_test(x[own], leans, k=5, permutations=199, generator=generator).p <= 0.005
+            if name == "trained":
+                shuffled = leans[torch.randperm(len(leans), generator=generator)]
+                test = embedding.purity_test(x[own], shuffled, k=5, permutations=199, generator=generator)
+                small["shuffled"] += test.p <= 0.005
+    assert min(small["trained"], small["untrained"]) >= 8 and small["shuffled"] <= 1, small
+
+
+def test_groups_read_off_a_map_of_noise_pass_a_test_on_the_same_numbers_and_not_on_others():
+    passed = {"same": 0, "others": 0}
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        x = gaussian(40, 10, seed)
+        for name, seen, tested in (("same", x, x), ("others", x[:, :5], x[:, 5:])):
+            label = embedding.clusters(embedding.embed(seen, perplexity=2, start="random", generator=generator))
+            if label.max() > 0:
+                test = embedding.purity_test(tested, label, k=3, permutations=99, generator=generator)
+                passed[name] += test.p <= 0.05
+    assert passed["same"] >= 5 and passed["others"] <= 2, passed
 
 
 def test_p_values_are_uniform_when_labels_mean_nothing():
