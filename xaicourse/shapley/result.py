@@ -52,7 +52,7 @@ class Shapley:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds within which the exact value lies at that rate, by Student's t distribution.
 
-        Where ``doubtful``, at a lower rate: of 12 players, 5 random orders held three in four, and of a game in which only all
+        Where ``doubtful``, at a lower rate: of 12 players, 5 random orders held four in five, and of a game in which only all
         together are worth something one in three.
 
         level  above 0 and below 1; ValueError otherwise
