@@ -45,12 +45,35 @@ def test_a_label_stands_on_one_of_its_points():
 
 def test_pictures_stand_where_their_points_are():
     points = torch.tensor([[0.0, 0], [10, 0], [10, 4]])
-    picture = plotting_embedding.pictures(points, torch.rand(3, 1, 8, 8), alt="three pictures", frames=["red"] * 3)
+    picture = plotting_embedding.pictures(
+        points, torch.rand(3, 1, 8, 8), alt="three pictures", values=torch.tensor([0.5, 0.7, 1])
+    )
     middles = [
         ((left + right) / 2, (low + high) / 2)
         for left, right, low, high in (image.get_extent() for image in picture.figure.axes[0].images)
     ]
     assert torch.allclose(torch.tensor(middles).double(), torch.tensor([[0.0, 0], [1, 0], [1, 1]]).double())
+
+
+def test_ink_is_black_where_it_is_and_see_through_where_it_is_not_and_frames_are_the_colours_of_values():
+    ink = torch.tensor([[[[0.0, 1.0]]], [[[0.5, 0.0]]]])
+    picture = plotting_embedding.pictures(gaussian(2, 2), ink, alt="two pictures", values=torch.tensor([0.5, 1.0]))
+    drawn = [image.get_array() for image in picture.figure.axes[0].images]
+    assert drawn[0].tolist() == [[[0, 0, 0, 0], [0, 0, 0, 1]]] and drawn[1].tolist() == [[[0, 0, 0, 0.5], [0, 0, 0, 0]]]
+    low, high = (patch.get_edgecolor() for patch in picture.figure.axes[0].patches)
+    assert low[0] > low[2] and high[2] > high[0]  # orange, blue
+
+
+def test_the_regions_that_matter_most_are_shown_in_full_and_the_others_pale():
+    photograph = torch.zeros(3, 8, 12)
+    values = torch.arange(6.0).reshape(2, 3)
+    picture = plotting_embedding.top_regions(
+        photograph, {"once": {"a": values, "b": -values}, "again": {"a": values}}, top=2, alt="three photographs"
+    )
+    a, b, again = (axes.images[0].get_array() for axes in picture.figure.axes)
+    assert (a[4:, 4:] == 0).all() and (a[:4] == 0.75).all() and (a[4:, :4] == 0.75).all()
+    assert (b[:4, :8] == 0).all() and (b[4:] == 0.75).all() and (again == a).all()
+    assert {"a", "b"} <= set(said(picture)) and picture.figure.axes[0].get_ylabel() == "once"
 
 
 def test_a_table_of_agreement_has_every_number():
@@ -102,6 +125,15 @@ def test_a_state_of_the_widget_says_its_settings_and_the_distortion_that_was_mea
             lambda: plotting_embedding.agreement({"f": torch.zeros(2, 3)}, ["a", "b"], alt="x", scale="r"),
             r"values\['f'\] must have shape \(2, 2\)",
         ),
+        (
+            lambda: plotting_embedding.top_regions(torch.zeros(3, 8, 8), {"a": {"b": torch.zeros(3, 3)}}, alt="x"),
+            "must have shape",
+        ),
+        (
+            lambda: plotting_embedding.top_regions(torch.zeros(3, 8, 8), {"a": {"b": torch.zeros(2, 2)}}, alt="x"),
+            "top must be from 1 to 4",
+        ),
+        (lambda: plotting_embedding.top_regions(torch.zeros(3, 8, 8), {}, alt="x"), "answers must hold at least one"),
         (lambda: plotting_embedding.tsne(torch.zeros(20, 3), samples=30), "samples must be from 5 to 20"),
         (lambda: plotting_embedding.tsne(gaussian(20, 3), samples=20, perplexity=20), "perplexity must be"),
     ],

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from . import embedding
 from .arguments import check_count, kind
 from .plotting import COLOURS, WIDTH, Picture, _check_alt, _check_finite, _check_image, _house_style
 
-__all__ = ["agreement", "maps", "pictures", "tsne"]
+__all__ = ["agreement", "maps", "pictures", "top_regions", "tsne"]
 
 _TRUST = LinearSegmentedColormap.from_list("trust", [COLOURS[1], "#f0c9a8", "#9fc5df", COLOURS[2]])
 
@@ -63,13 +65,14 @@ def maps(
     }
     columns = min(columns, len(placed))
     rows = -(-len(placed) // columns)
-    side = WIDTH / columns
-    figure = Figure(figsize=(WIDTH, rows * (side + (0.35 if notes else 0)) + 0.7), layout="constrained")
+    side = min(WIDTH / columns, 4.4)
+    below = 0.35 if notes else 0.0
+    figure = Figure(figsize=(WIDTH, rows * (side + below) + (0.7 if values else 0.35)), layout="constrained")
     norm = Normalize(*limits)
     panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(placed))]
     for axes, (name, each) in zip(panels, placed.items(), strict=True):
         own = labels.get(name) if isinstance(labels, Mapping) else labels
-        _dots(axes, each, coloured[name], norm, own, size=min(30.0, 2600 / len(each) ** 0.85 * side / 3))
+        _dots(axes, each, coloured[name], norm, own, size=min(40.0, 2200 * side / 3 / len(each) ** 0.9))
         axes.set_title(name)
         if notes and name in notes:
             axes.set_xlabel(notes[name], fontsize=10)
@@ -89,42 +92,118 @@ def pictures(
     images: Tensor,
     *,
     alt: str,
-    title: str = "",
+    values: Tensor | None = None,
+    limits: tuple[float, float] = (0.5, 1.0),
+    scale: str = "frames: trustworthiness of each point (0.5: as on a random map)",
     size: float = 0.055,
-    frames: Sequence[str] | None = None,
+    title: str = "",
 ) -> Picture:
     """Draw a map with a small picture in the place of each sample.
 
     points  (N, 2)
-    images  (N, 1 or 3, h, w), values in [0, 1]
+    images  (N, 3, h, w), colours in [0, 1]; or (N, 1, h, w), ink in [0, 1]: black where it is 1, nothing where it is 0
     alt     text alternative, not empty
+    values  a value for each sample, (N,), which is the colour of its frame; None: no frames
+    limits, scale  of the values, as in `maps`
     size    height of a picture, as a share of that of the map
-    frames  a colour for each picture's frame
+    title   above the map
 
     Raises TypeError or ValueError if an argument is not as above.
     """
     _check_alt(alt)
     placed = _check_points("points", points)
-    if not isinstance(images, Tensor) or images.dim() != 4 or len(images) != len(placed):
-        raise ValueError(f"images must be one for each of the {len(placed)} points, (N, C, h, w), got {kind(images)}")
+    if (
+        not isinstance(images, Tensor)
+        or images.dim() != 4
+        or len(images) != len(placed)
+        or images.shape[1] not in (1, 3)
+    ):
+        raise ValueError(
+            f"images must be one for each of the {len(placed)} points, (N, 1 or 3, h, w), got {kind(images)}"
+        )
     if not 0 < size < 1:
         raise ValueError(f"size must lie between 0 and 1, got {size}")
+    coloured = None if values is None else _check_values("values", values, len(placed))
     low, high = placed.min(0), placed.max(0)
     placed = (placed - low) / (high - low).clip(min=1e-12)
-    figure = Figure(figsize=(WIDTH, 0.7 * WIDTH))
-    axes = figure.add_axes((0, 0, 1, 0.94))
-    tall, wide = size, 0.7 * size  # in shares of the map, whose width is to its height as 10 to 6.6
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    tall, wide = size, size * 5 / WIDTH
+    norm = Normalize(*limits)
     for number, ((x, y), image) in enumerate(zip(placed, images, strict=True)):
-        shown = _check_image(image if len(image) == 3 else image.expand(3, -1, -1))
         box = (x - wide / 2, x + wide / 2, y - tall / 2, y + tall / 2)
-        axes.imshow(shown, extent=box, aspect="auto", zorder=2 + number, interpolation="antialiased")
-        if frames:
-            edge = [(box[0], box[2]), (box[1], box[2]), (box[1], box[3]), (box[0], box[3]), (box[0], box[2])]
-            axes.plot(*zip(*edge, strict=True), color=frames[number], lw=1.5, zorder=2 + number)
+        axes.imshow(_with_ink(image), extent=box, aspect="auto", zorder=2 + number, interpolation="antialiased")
+        if coloured is not None:
+            colour = _TRUST(norm(coloured[number]))
+            edge = Rectangle((box[0], box[2]), wide, tall, fill=False, ec=colour, lw=1.8, zorder=2 + number)
+            axes.add_patch(edge)
     axes.set(xlim=(-wide, 1 + wide), ylim=(-tall, 1 + tall))
     axes.set_axis_off()
+    if coloured is not None:
+        bar = figure.colorbar(
+            ScalarMappable(norm, _TRUST), ax=axes, location="bottom", shrink=0.5, aspect=40, extend="both", pad=0.01
+        )
+        bar.set_label(scale)
     if title:
         axes.set_title(title)
+    return Picture(figure, alt)
+
+
+@_house_style
+def top_regions(
+    image: Tensor, answers: Mapping[str, Mapping[str, Tensor]], *, alt: str, top: int = 8, title: str = ""
+) -> Picture:
+    """Draw the photograph once for each answer, with only the regions that matter most to it in full colour.
+
+    image    the photograph as displayed, (3, H, W), values in [0, 1]
+    answers  the name of each row, such as "asked once", to the names of its answers and their values, (h, w): one for each
+             region, larger where it matters more; h divides H and w divides W
+    alt      text alternative, not empty
+    top      how many regions are shown: at least 1, at most h w
+    title    above all
+
+    Raises TypeError or ValueError if an argument is not as above.
+    """
+    _check_alt(alt)
+    pixels = np.asarray(_check_image(image))
+    rows = [
+        (row, name, _check_finite(f"answers[{row!r}][{name!r}]", each))
+        for row, columns in answers.items()
+        for name, each in columns.items()
+    ]
+    if not rows:
+        raise ValueError("answers must hold at least one, got none")
+    width = max(len(columns) for columns in answers.values())
+    side = WIDTH / width
+    figure = Figure(figsize=(WIDTH, len(answers) * side + 0.7), layout="constrained")
+    grid = figure.add_gridspec(len(answers), width)
+    for row, name, each in rows:
+        tall, wide = pixels.shape[:2]
+        if each.ndim != 2 or tall % each.shape[0] or wide % each.shape[1]:
+            raise ValueError(
+                f"answers[{row!r}][{name!r}] must have shape (h, w) that divides {tall} and {wide}, got {each.shape}"
+            )
+        check_count("top", top, most=each.size, most_is="the number of regions")
+        place = list(answers).index(row), list(answers[row]).index(name)
+        axes = figure.add_subplot(grid[place])
+        high, broad = tall // each.shape[0], wide // each.shape[1]
+        best = np.argsort(-each, axis=None, kind="stable")[:top]
+        shown = 0.25 * pixels + 0.75
+        for cell in best:
+            y, x = np.unravel_index(cell, each.shape)
+            part = np.s_[y * high : (y + 1) * high, x * broad : (x + 1) * broad]
+            shown[part] = pixels[part]
+            corner = (x * broad - 0.5, y * high - 0.5)
+            axes.add_patch(Rectangle(corner, broad, high, fill=False, ec=COLOURS[1], lw=2))
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if place[0] == 0:
+            axes.set_title(name)
+        if place[1] == 0:
+            axes.set_ylabel(row, fontsize=12)
+    if title:
+        figure.suptitle(title, fontsize=14, fontweight="bold")
     return Picture(figure, alt)
 
 
@@ -162,6 +241,7 @@ def agreement(values: Mapping[str, Tensor], names: Sequence[str], *, alt: str, t
         axes.spines[:].set_visible(False)
         axes.set_title(name)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), location="bottom", shrink=0.5, aspect=40)
+    bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     bar.set_label(scale)
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold")
@@ -255,7 +335,8 @@ def _dots(
     labels: Sequence[str] | None,
     size: float,
 ) -> None:
-    colour = {"color": "black"} if values is None else {"c": values, "cmap": _TRUST, "norm": norm}
+    plain = {"color": "black" if labels is None else "0.6"}
+    colour = plain if values is None else {"c": values, "cmap": _TRUST, "norm": norm}
     axes.scatter(points[:, 0], points[:, 1], s=size, linewidths=0, alpha=0.9, **colour)
     if labels is not None:
         if len(labels) != len(points):
@@ -263,11 +344,18 @@ def _dots(
         for name in dict.fromkeys(labels):
             own = points[[each == name for each in labels]]
             x, y = own[np.linalg.norm(own - np.median(own, 0), axis=1).argmin()]  # on a point, not between two parts
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75}
-            axes.text(x, y, name, ha="center", va="center", fontsize=11, fontweight="bold", bbox=box)
+            outline = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+            axes.text(x, y, name, ha="center", va="center", fontsize=12, fontweight="bold", path_effects=outline)
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[:].set(visible=True, color="0.8")
+
+
+def _with_ink(image: Tensor) -> np.ndarray:
+    if len(image) == 3:
+        return np.asarray(_check_image(image))
+    ink = np.asarray(_check_image(image[0]))
+    return np.dstack([np.zeros((*ink.shape, 3)), ink])
 
 
 def _check_points(name: str, points: Tensor) -> np.ndarray:
