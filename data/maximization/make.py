@@ -50,10 +50,10 @@ def turned(image: Tensor) -> Tensor:
     return torch.stack(turns).clamp(0, 1)
 
 
-def regularisers(model: torch.nn.Module, number: int = 40) -> dict[str, list]:
+def regularisers(model: torch.nn.Module, number: int = 24) -> dict[str, list]:
     """For each setting and channel, with two seeds: activation, share that survives small turns, mean neighbour difference."""
     setting = {"layer": LAYER, "normalize": NORMAL}
-    found: dict[str, list] = {"channels": drawn(480, number)}
+    found: dict[str, list] = {"channels": drawn(672, number)}
     for name, switches in tqdm(SETTINGS.items()):
         found[name] = []
         for channel in found["channels"]:
@@ -129,50 +129,56 @@ def _inputs(pictures: Tensor) -> Tensor:
 
 
 def rankings(model: torch.nn.Module, k: int = 5) -> dict[str, dict]:
-    """For each class and layer: how many of the best k crops a channel has by activation and by relevance in common."""
+    """For each layer, class and channel: how many of the best k crops by activation are also among those by relevance.
+
+    Layers behind their ReLU6, since what it cuts off has no relevance for anything; channels as active as their places on
+    average. Controls: by the strongest place instead of the average; by relevance for this class and for the next; by relevance
+    and by the score of the class itself.
+    """
     pool = maximization.photograph_crops(shorter=320, stride=96)
     crops = _inputs(torch.stack([pool[number] for number in range(len(pool))]))
-    layers = ("blocks.7.expand.bn", LAYER, "blocks.14.expand.bn", "head.bn")
+    layers = ("blocks.7.expand", "blocks.10.expand", "blocks.14.expand", "head")
     with torch.no_grad():
         said = [int(model(NORMAL(images.load(name))[None]).argmax()) for name in images.names()]
-    found: dict[str, dict] = {"crops": len(pool), "k": k, "classes": sorted(set(said))}
-    pooled: dict[str, dict[str, Tensor]] = {layer: {} for layer in layers}
-    for target in tqdm(found["classes"]):
+    classes = sorted(set(said))
+    relevance: dict[tuple[str, int], Tensor] = {}
+    for target in tqdm(classes):
         parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for chunk in crops.split(16):
-            trace = lrp.trace(model, chunk, target)
+        for chunk in crops.split(8):
+            traced = lrp.trace(model, chunk, target).layers
             for layer in layers:
-                parts[layer].append(trace.layers[layer].flatten(2).sum(2))
+                parts[layer].append(traced[layer].flatten(2).sum(2))
         for layer in layers:
-            pooled[layer][str(target)] = torch.cat(parts[layer])
+            relevance[layer, target] = torch.cat(parts[layer])
+    with torch.no_grad():
+        scores = torch.cat([model(chunk) for chunk in crops.split(8)])
+    found: dict[str, dict] = {"crops": len(pool), "k": k, "classes": classes, "layers": {}}
     for layer in layers:
-        maps = []
-        for chunk in crops.split(16):
-            kept: list[Tensor] = []
-            handle = model.get_submodule(layer).register_forward_hook(
-                lambda m, a, output, kept=kept: kept.append(output.clone())
-            )
-            with torch.no_grad():
+        kept: list[Tensor] = []
+        handle = model.get_submodule(layer).register_forward_hook(
+            lambda m, a, output, kept=kept: kept.append(output.clone())
+        )
+        with torch.no_grad():
+            for chunk in crops.split(8):
                 model(chunk)
-            handle.remove()
-            maps.append(kept[0].flatten(2))
-        activation = torch.cat(maps)
-        by = {"max": activation.amax(2), "mean": activation.mean(2)}
-        rows: dict[str, object] = {"max, mean": _shared(by["max"], by["mean"], k).tolist()}
-        for target, relevance in pooled[layer].items():
-            rows[f"{target}: share of relevance"] = [
-                round(value, 6) for value in (relevance.abs().sum(0) / relevance.abs().sum()).tolist()
-            ]
-            rows[f"{target}: max"] = _shared(by["max"], relevance, k).tolist()
-            rows[f"{target}: mean"] = _shared(by["mean"], relevance, k).tolist()
-        found[layer] = rows
+        handle.remove()
+        activation = torch.cat(kept).flatten(2)
+        average = activation.mean(2)
+        rows = {"active": (average.amax(0) > 0).tolist(), "strongest place": _shared(average, activation.amax(2), k)}
+        for target, other in zip(classes, classes[1:] + classes[:1], strict=True):
+            rows[f"{target}"] = _shared(average, relevance[layer, target], k)
+            rows[f"{target}, next class"] = _shared(relevance[layer, target], relevance[layer, other], k)
+            score = scores[:, [target]].expand(-1, average.shape[1])
+            rows[f"{target}, score"] = _shared(score, relevance[layer, target], k)
+            rows[f"{target}, most relevant"] = relevance[layer, target].sum(0).argsort(descending=True)[:20].tolist()
+        found["layers"][layer] = rows
     return found
 
 
-def _shared(one: Tensor, other: Tensor, k: int) -> Tensor:
+def _shared(one: Tensor, other: Tensor, k: int) -> list[int]:
     """For each channel, how many of the best k samples by two rankings are the same, (channels,)."""
     first, second = (values.sort(dim=0, descending=True, stable=True).indices[:k] for values in (one, other))
-    return (first[:, None] == second[None]).any(1).sum(0)
+    return (first[:, None] == second[None]).any(1).sum(0).tolist()
 
 
 def main() -> None:
