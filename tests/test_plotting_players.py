@@ -1,7 +1,9 @@
 """Figures of players: they carry their text, one scale, and refuse what does not fit."""
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from xaicourse import molecules, plotting_players
 from xaicourse.plotting import Picture
@@ -27,7 +29,7 @@ def pictures(alt):
 
 
 def texts(picture):
-    return [text.get_text() for text in picture.figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+    return [text.get_text() for text in picture.figure.findobj(match=Text)]
 
 
 def test_every_figure_carries_its_text_and_draws():
@@ -50,15 +52,35 @@ def test_what_lies_beyond_a_limit_is_said():
     assert any("up to 23.0" in text for text in shown)
 
 
-def test_the_player_with_the_largest_value_is_framed_and_not_the_one_with_the_strongest_colour():
+def test_the_player_with_the_largest_value_is_framed():
     column = torch.arange(16).expand(16, 16)
     players = (column >= 10).long() + (column >= 13).long()
-    values = torch.tensor([3.0 / 160, 0.0, 2.0 / 48])[players]
+    values = torch.tensor([2.0, -5.0, 3.0])[players]
     picture = plotting_players.parts(
         [[values]], torch.rand(3, 16, 16), rows=["r"], columns=["c"], notes=[["n"]], players=[players], alt="x"
     )
     (frame,) = picture.figure.axes[0].collections[0].get_paths()
-    assert (frame.vertices[:, 0] == 9.5).all()
+    assert (frame.vertices[:, 0] == 12.5).all()
+    assert {"−5", "+5", "value of the player that a pixel belongs to"} <= set(texts(picture))
+
+
+def test_each_row_of_parts_has_the_scale_that_stands_beside_it():
+    """Nine players share out as much as thirty-six: on one scale, their rows would not be read together."""
+    few, many = HALVES, torch.arange(256).view(16, 16) // 8
+    maps = [[torch.tensor([4.0, -2.0])[few]], [torch.linspace(-0.5, 0.25, 32)[many]]]
+    picture = plotting_players.parts(
+        maps,
+        torch.ones(3, 16, 16),
+        rows=["few", "many"],
+        columns=["c"],
+        notes=[["n"], ["n"]],
+        players=[few, many],
+        alt="x",
+    )
+    assert {"±4", "±0.5", "−1", "+1"} <= set(texts(picture))
+    ends = [axes.images[0].get_array()[0, 0] for axes in picture.figure.axes[:2]]
+    np.testing.assert_allclose(ends[0], plotting_players._colour(1)[:3])
+    np.testing.assert_allclose(ends[1], plotting_players._colour(-1)[:3], err_msg="the end of its own scale")
 
 
 def test_atoms_that_are_bound_are_drawn_apart_and_near():

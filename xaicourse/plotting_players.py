@@ -208,39 +208,46 @@ def parts(
     alt: str,
     title: str = "",
 ) -> Picture:
-    """Draw a table of maps on top of one photograph, on one scale, the player with the largest value framed in black.
+    """Draw a table of maps on top of one photograph, the player with the largest value framed in black.
 
-    maps     relevance, (H, W) each: a list for each row, with one for each column
+    Each row has a scale of its own, written below its name: values of few large players and of many small ones do not compare.
+
+    maps     the value of the player that each pixel belongs to, (H, W): a list for each row, with one for each column
     image    the photograph, (3, H, W) in [0, 1]
     notes    what stands below each map
     players  which player each pixel belongs to, (H, W), one for each row
     """
     _check_alt(alt)
-    scale = max(float(one.abs().max()) for row in maps for one in row)
+    scales = [max(float(one.abs().max()) for one in row) or 1.0 for row in maps]
     size = (WIDTH - 0.9) / len(columns)
     figure = Figure(figsize=(WIDTH, (size + 0.28) * len(rows) + 1.0))
     height = figure.get_figheight()
     pale = 0.5 + 0.5 * np.asarray(image.mean(0))
     for y, row in enumerate(maps):
         top = 1 - (0.3 + y * (size + 0.28)) / height
-        figure.text(
-            0.85 / WIDTH, top - size / 2 / height, rows[y], ha="right", va="center", fontsize=11, fontweight="bold"
-        )
+        middle = top - size / 2 / height
+        figure.text(0.85 / WIDTH, middle, rows[y], ha="right", va="center", fontsize=11, fontweight="bold")
+        if len(maps) > 1:
+            below = middle - 0.25 / height
+            figure.text(0.85 / WIDTH, below, f"±{scales[y]:.2g}", ha="right", va="center", fontsize=10)
         for x, one in enumerate(row):
             axes = figure.add_axes(
                 ((0.9 + x * size) / WIDTH, top - size / height, (size - 0.06) / WIDTH, (size - 0.06) / height)
             )
-            colour = _SIGNED((np.clip(np.asarray(one) / scale, -1, 1) + 1) / 2)[..., :3]
+            colour = _SIGNED((np.asarray(one) / scales[y] + 1) / 2)[..., :3]
             axes.imshow(colour * pale[..., None], interpolation="nearest")
             number = np.asarray(players[y])
             axes.imshow(np.ones((*number.shape, 4)) * _border(number)[..., None], interpolation="nearest")
-            best = number == number.ravel()[np.argmax(np.asarray(one) * np.bincount(number.ravel())[number])]
+            best = number == number.ravel()[np.argmax(np.asarray(one))]
             axes.contour(best, [0.5], colors="black", linewidths=2.2)
             axes.set(xticks=[], yticks=[])
             if y == 0:
                 axes.set_title(columns[x], fontsize=11, pad=4)
             axes.set_xlabel(notes[y][x], fontsize=9.5, labelpad=2)
-    label = "relevance of a pixel: its player's value, shared equally"
+    if len(maps) == 1:
+        label, scale = "value of the player that a pixel belongs to", scales[0]
+    else:
+        label, scale = "value of a player, in units of the scale at the left of its row", 1.0
     return _finish(figure, scale, alt, title, bottom=0.5, label=label, sharpness=1)
 
 
