@@ -568,6 +568,53 @@ def test_regions_grow_with_depth_and_with_the_number_of_neurons_but_not_with_dep
     assert deep[1] < shattering.zaslavsky_bound(2, [16] * 4)
 
 
+def lines_met(depth, width, *, batch_norm, seeds=range(16)):
+    """Borders on a line through the plane: their mean over networks, and half its 95 % interval."""
+    start, end, found = torch.full((2,), -1.0).double(), torch.full((2,), 1.0).double(), []
+    for seed in seeds:
+        model = shattering.network(depth, width, inputs=2, batch_norm=batch_norm, generator=seeded(seed)).double()
+        shattering.calibrate(model, 4 * torch.rand(300, 2, generator=seeded(seed), dtype=torch.float64) - 2)
+        found.append(len(shattering.breakpoints(model, start, end)))
+    return np.mean(found), 2.13 * np.std(found, ddof=1) / len(found) ** 0.5
+
+
+def test_with_batch_norm_depth_multiplies_the_borders_of_as_many_neurons_and_without_it_does_not():
+    flat, deep = (lines_met(*shape, batch_norm=False) for shape in ((1, 64), (8, 8)))
+    assert deep[0] + deep[1] < 1.1 * (flat[0] + flat[1])
+    flat, deep = (lines_met(*shape, batch_norm=True) for shape in ((1, 64), (8, 8)))
+    assert flat[0] <= 64 and deep[0] - deep[1] > 1.3 * flat[0]
+
+
+def test_with_one_input_all_normed_neurons_of_the_first_layer_switch_at_the_same_point():
+    model = shattering.network(1, 50, batch_norm=True, generator=seeded(1)).double()
+    x = torch.linspace(-2, 1, 100, dtype=torch.float64)[:, None]
+    shattering.calibrate(model, x)
+    (bend,) = shattering.breakpoints(model, x[0], x[-1])
+    assert bend.item() == pytest.approx(0.5, abs=1e-9)
+
+
+def test_the_product_of_shared_neurons_foretells_the_cosine_of_gradients_but_not_along_the_step_itself():
+    found = []
+    for seed in range(12):
+        draw = seeded(seed)
+        model = shattering.network(8, 100, inputs=60, batch_norm=True, generator=draw)
+        middle, direction = torch.randn(2, 60, generator=draw) / 60**0.5
+        x = middle + torch.linspace(-2, 2, 128)[:, None] * direction
+        shattering.calibrate(model, x)
+        shares = []
+        for relu in [module for module in model.modules() if isinstance(module, nn.ReLU)]:
+            relu.register_forward_hook(lambda module, args, output, shares=shares: shares.append((output > 0).float()))
+        with torch.no_grad():
+            model(x)
+        product = math.prod(((on[3:] * on[:-3]).sum() / on[3:].sum()).item() for on in shares)
+        g = shattering.gradients_on_line(model, x[0], x[-1], 0, points=128, chunk=128)
+        along = g @ torch.nn.functional.normalize(direction, dim=0)[:, None]
+        cosines = [((h[3:] * h[:-3]).sum() / (h[3:].norm() * h[:-3].norm())).item() for h in (g, along)]
+        found.append([product, *cosines])
+    product, whole, along = np.mean(found, 0)
+    assert whole == pytest.approx(product, abs=0.1) and along < product - 0.2
+
+
 def test_skips_slow_the_decay_and_batch_norm_alone_speeds_it_up():
     seeds, depth = range(12), 24
     plain = at_lag(2, depth, seeds=seeds)
