@@ -40,12 +40,14 @@ def gallery(
     alt: str,
     rows: Sequence[str] | None = None,
     title: str | None = None,
+    largest: float = 3.2,
 ) -> Picture:
     """Draw rows of images, with a caption above each.
 
     pictures  images (C, H, W) or (H, W) in [0, 1], a list for each row
     captions  as many, of one line or two
     rows      what stands at the left of each row
+    largest   width of an image in inches, where few share a row
     """
     _check_alt(alt)
     if not pictures or not pictures[0]:
@@ -57,7 +59,7 @@ def gallery(
         )
     columns = max(len(row) for row in pictures)
     left = 0.0 if rows is None else 1.15
-    cell = min((WIDTH - left) / columns, 3.2)
+    cell = min((WIDTH - left) / columns, largest)
     head = 0.12 + 0.2 * max(1 + caption.count("\n") for row in captions for caption in row)
     shapes = [[_check_image(image) for image in row] for row in pictures]
     tall = max(image.shape[0] / image.shape[1] for row in shapes for image in row)
