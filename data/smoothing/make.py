@@ -1,6 +1,7 @@
 """Measure what averaging gradients does on every photograph (lecture 09): ``python data/smoothing/make.py``.
 
-Writes smoothgrad.json, completeness.json and lime.json beside itself, row by row; a row that is there is not measured again.
+Writes smoothgrad.json, completeness.json, quadrature.json and lime.json beside itself, row by row; a row that is there is not
+measured again.
 """
 
 from __future__ import annotations
@@ -57,6 +58,22 @@ def completeness(name: str, baseline: str) -> dict[str, Any]:
     }
 
 
+def quadrature(name: str) -> dict[str, Any]:
+    """Integrated gradients from black with few points: how wrong the sum is, and how wrong the map is."""
+    black = models.pixel_range()[0]
+    best = gradients.integrate(network, x[name], y[name], baseline=black, steps=512, quadrature="midpoint")
+    difference = best.difference.item()
+    wrong: dict[str, Any] = {"reference": best.completeness_error.item(), "sum": {}, "map": {}}
+    for rule in ("right", "gausslegendre"):
+        maps = {
+            n: gradients.integrated_gradients(network, x[name], y[name], baseline=black, steps=n, quadrature=rule)
+            for n in (16, 32, 64)
+        }
+        wrong["sum"][rule] = {n: abs(R.sum().item() / difference - 1) for n, R in maps.items()}
+        wrong["map"][rule] = {n: ((R - best.relevance).norm() / best.relevance.norm()).item() for n, R in maps.items()}
+    return wrong
+
+
 def stability(name: str, samples: int) -> dict[str, Any]:
     """LIME with three draws of its samples."""
     segments = lime.slic(x[name], segments=50)
@@ -102,5 +119,6 @@ if __name__ == "__main__":
         [{"photograph": name, "noise": noise} for noise in (0.05, 0.15, 0.3) for name in x],
     )
     fill("completeness.json", completeness, [{"photograph": n, "baseline": b} for n in x for b in ("black", "gray")])
+    fill("quadrature.json", quadrature, [{"photograph": name} for name in x])
     reference()
     fill("lime.json", stability, [{"photograph": name, "samples": n} for n in (100, 300) for name in x])
