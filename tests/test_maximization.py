@@ -152,6 +152,16 @@ def test_the_callback_sees_the_image_grow(model):
     assert [activation for _, _, activation in steps] == found.history.tolist()
 
 
+def test_the_model_is_run_no_further_than_the_layer(model):
+    calls = []
+    handle = model[6].register_forward_hook(lambda *_: calls.append(1))
+    try:
+        maximization.maximize(model, 1, layer="3", normalize=None, size=SIZE, steps=7)
+    finally:
+        handle.remove()
+    assert len(calls) == 1  # to see that the layer is called once
+
+
 def test_a_progress_bar_is_shown_where_it_is_asked_for(model, capfd):
     for shown in (False, True):
         maximization.maximize(model, 1, normalize=None, size=SIZE, steps=4, progress=shown, generator=seeded())
@@ -164,6 +174,8 @@ def test_a_shift_moves_and_a_zoom_keeps_the_middle():
     moved = maximization._shifted(image, 3, seeded())
     assert moved.sum() == 1 and not torch.equal(moved, image)
     assert torch.equal(maximization._shifted(image, 0, None), image)
+    found = {divmod(int(maximization._shifted(image, 1, seeded(seed))[0].argmax()), 9) for seed in range(100)}
+    assert found == {(row, column) for row in (3, 4, 5) for column in (3, 4, 5)}
     ramp = torch.arange(9.0).expand(1, 9, 9) / 8
     factor = 1 + 0.5 * (2 * torch.rand((), generator=seeded(1)).item() - 1)
     zoomed = maximization._zoomed(ramp, 0.5, seeded(1))
@@ -240,6 +252,16 @@ def test_a_dream_raises_what_the_layer_sees_and_keeps_the_size_of_the_photograph
     assert sizes[::4] == [(20, 27), (29, 37), (40, 52)]
     with torch.no_grad():
         assert found.before == pytest.approx(convolutions[:4](photograph[None]).square().mean().item() / 2, rel=1e-5)
+
+
+def test_a_dream_carries_what_was_added_from_octave_to_octave():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1)).eval()
+    photograph = 0.4 + 0.2 * torch.rand(3, 40, 52, generator=seeded())
+    found = maximization.deepdream(
+        model, photograph, 1, layer="0", normalize=None, octaves=3, steps=2, rate=0.005, jitter=0
+    )
+    w = model[0].weight[1].detach()  # the gradient is the same everywhere: 3 x 2 steps along it
+    assert torch.allclose(found.image, photograph + 6 * 0.005 * w / w.abs().mean(), atol=1e-5)
 
 
 def test_a_step_of_a_dream_moves_a_pixel_by_the_rate_on_average(model):
@@ -389,16 +411,16 @@ def test_a_global_pooling_sees_the_whole_image():
 
 def test_hiding_the_only_pixel_that_counts_takes_the_activation_away():
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()).eval()
-    model[0].weight.data.fill_(2.0)
+    model[0].weight.data.fill_(4.0)
     image = torch.zeros(1, 1, 8, 8)
     image[0, 0, 5, 6] = 0.5
     hidden = maximization.hide(
         model, image, image, 0, layer="1", normalize=None, removal=removal.baseline(0.0), side=1, controls=400,
         generator=seeded(),
     )  # fmt: skip
-    assert hidden.active.item() == 1 and hidden.relevant.item() == 0 and hidden.corners.tolist() == [[5, 6]]
+    assert hidden.active.item() == 2 and hidden.relevant.item() == 0 and hidden.corners.tolist() == [[5, 6]]
     assert (hidden.random == 0).double().mean().item() == pytest.approx(1 / 64, abs=0.02)
-    assert hidden.fall.item() == pytest.approx(hidden.random.mean().item())
+    assert hidden.fall.item() == pytest.approx(hidden.random.mean().item() / 2)
 
 
 def test_the_square_with_the_largest_sum_is_hidden_and_squares_lie_within_the_image(model):
@@ -559,6 +581,8 @@ def test_a_model_without_the_layer_is_refused_and_it_is_said_which_there_are(mod
     shared = nn.ReLU()
     twice = nn.Sequential(nn.Conv2d(3, 2, 3), shared, nn.Conv2d(2, 2, 3), shared, nn.Flatten()).eval()
     refuse_maximize(twice, ValueError, "'1' must be called once in a forward pass, and was called 2 times", layer="1")
+    with pytest.raises(ValueError, match="'1' must be called once in a forward pass, and was called 2 times"):
+        maximization.rank_samples(twice, torch.rand(3, *SIZE), layer="1", normalize=None, k=1)
 
 
 def test_settings_that_make_no_sense_are_refused_before_any_work(model):
