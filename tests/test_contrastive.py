@@ -1,11 +1,13 @@
 """Pertinent positives and negatives: closed forms, real digits, independence of items, refusals (lecture 04)."""
 
+import json
+
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
-from xaicourse import contrastive, digits, gradients, removal, shapley
+from xaicourse import contrastive, digits, gradients, removal, shapley, weights
 
 BOTH = pytest.mark.parametrize("find", [contrastive.pertinent_negative, contrastive.pertinent_positive])
 
@@ -156,7 +158,7 @@ def test_a_positive_lies_between_deleted_and_the_input_and_a_negative_moves_away
     assert not torch.equal(kept.perturbation != 0, black.perturbation != 0)
 
 
-def test_the_plausibility_term_moves_the_negative_back_towards_the_data_and_costs_size(few, negatives):
+def test_the_plausibility_term_moves_the_negative_towards_the_autoencoder_and_costs_size(few, negatives):
     model, x = few
     guided = contrastive.pertinent_negative(
         model, x, autoencoder=digits.load("autoencoder"), gamma=10.0, steps=40, searches=5
@@ -170,6 +172,22 @@ def test_the_plausibility_term_moves_the_negative_back_towards_the_data_and_cost
         guided.implausibility, digits.reconstruction_error(digits.load("autoencoder"), guided.picture) * 784
     )
     assert negatives.implausibility.isnan().all()
+
+
+def test_judges_that_the_search_has_not_seen_follow_more_often_with_an_autoencoder_and_mostly_do_not():
+    stored = json.loads((weights.DATA / "contrasts" / "judges.json").read_text())
+
+    def follow(gamma):
+        row = {key: torch.tensor(value) for key, value in stored[gamma].items()}
+        judges = torch.stack([row["neighbours"] == row["class"], row["prototypes"] == row["class"]])
+        assert row["found"].all() and judges.shape == (2, 400)
+        return judges.double()
+
+    gain = (follow("10.0") - follow("0.0")).mean(0)
+    assert gain.mean() > 1.96 * gain.std() / 400**0.5
+    assert follow("100.0").mean() < 0.4
+    own = [torch.tensor(stored["digits"][judge]) for judge in ("neighbours", "prototypes")]
+    assert all((judge == torch.tensor(stored["digits"]["class"])).double().mean() > 0.9 for judge in own)
 
 
 def test_other_starts_give_other_masks_and_the_same_start_the_same(few):
