@@ -26,8 +26,14 @@ def test_what_is_kept_is_cyan_on_a_pale_picture_and_what_is_added_is_pink_on_a_b
     assert (neither[2, 1] == 0).all() and (neither[0, 0] == 1).all()
 
 
-def test_what_is_made_darker_has_a_colour_of_its_own():
+def test_what_is_taken_away_has_a_colour_of_its_own():
     assert not np.allclose(drawn("negative", -CHANGE)[2, 1], drawn("negative")[2, 1])
+
+
+def test_the_pictures_of_a_row_may_be_of_different_kinds():
+    picture = plotting_pertinent.contrasts([INK], [CHANGE], [["none", "negative"]], alt="x")
+    first, second = (axes.images[0].get_array() for axes in picture.figure.axes)
+    assert (first[2, 1] == 0).all() and second[2, 1, 0] > 0.8
 
 
 def test_a_frequency_map_shows_shares_from_none_to_all():
@@ -40,7 +46,8 @@ def test_a_frequency_map_shows_shares_from_none_to_all():
     ("changed", "message"),
     [
         ({"alt": ""}, "alt"),
-        ({"kinds": ["both"]}, r"kinds\[0\] must be 'positive', 'negative' or 'none', got 'both'"),
+        ({"kinds": ["both"]}, r"kinds\[0\] must be 'positive', 'negative' or 'none', .* got 'both'"),
+        ({"kinds": [["none"]]}, r"kinds\[0\] must be .* one of these for each picture, got \['none'\]"),
         ({"changes": [CHANGE[:1]]}, r"changes\[0\] must have shape \(2, 1, 6, 6\), got \(1, 1, 6, 6\)"),
         ({"pictures": [INK[0]]}, r"pictures\[0\] must have shape \(n, 1, H, W\)"),
         ({"kinds": []}, "must be as many, got 1, 1 and 0"),

@@ -15,7 +15,7 @@ from .plotting import WIDTH, Picture, _check_alt, _house_style
 
 __all__ = ["contrasts", "frequency"]
 
-_KEPT, _ADDED, _DARKER = np.array([0.0, 0.62, 0.80]), np.array([0.86, 0.05, 0.50]), np.array([0.90, 0.60, 0.0])
+_KEPT, _ADDED, _TAKEN = np.array([0.0, 0.62, 0.80]), np.array([0.86, 0.05, 0.50]), np.array([0.90, 0.60, 0.0])
 _SIZE = 1.0  # of a picture, in inches
 
 
@@ -23,7 +23,7 @@ _SIZE = 1.0  # of a picture, in inches
 def contrasts(
     pictures: Sequence[Tensor],
     changes: Sequence[Tensor],
-    kinds: Sequence[str],
+    kinds: Sequence[str | Sequence[str]],
     *,
     alt: str,
     names: Sequence[str] | None = None,
@@ -34,8 +34,9 @@ def contrasts(
 
     pictures  a row each: (n, 1, H, W) in [0, 1], ink 1
     changes   a row each, shaped like its pictures: the perturbations of ``contrastive.Contrast``
-    kinds     a row each: "positive": the picture pale, what is kept cyan; "negative": what is added pink; "none": the picture.
-              What is made darker than it was, where the removal allows it, is orange
+    kinds     a row each, one for all of its pictures or one for each: "positive": the picture pale, what is kept cyan;
+              "negative": what is added pink; "none": the picture. What a change takes away, where the removal allows it, is
+              orange
     names     of the rows, on the left
     titles    of the pictures: a list for each row
     alt       text alternative, not empty
@@ -52,8 +53,11 @@ def contrasts(
             raise ValueError(f"pictures[{row}] must have shape (n, 1, H, W), got {tuple(picture.shape)}")
         if change.shape != picture.shape:
             raise ValueError(f"changes[{row}] must have shape {tuple(picture.shape)}, got {tuple(change.shape)}")
-        if kind not in ("positive", "negative", "none"):
-            raise ValueError(f"kinds[{row}] must be 'positive', 'negative' or 'none', got {kind!r}")
+        of_each = [kind] * len(picture) if isinstance(kind, str) else list(kind)
+        if len(of_each) != len(picture) or not set(of_each) <= {"positive", "negative", "none"}:
+            raise ValueError(
+                f"kinds[{row}] must be 'positive', 'negative' or 'none', or one of these for each picture, got {kind!r}"
+            )
     columns = max(len(picture) for picture in pictures)
     left = 0.0 if names is None else 1.5
     size = min(_SIZE * 1.6, (WIDTH - left) / columns)
@@ -67,7 +71,8 @@ def contrasts(
         for x in range(len(picture)):
             place = ((left + x * size) / wide, (top - size) / high, (size - 0.06) / wide, (size - 0.06) / high)
             axes = figure.add_axes(place)
-            axes.imshow(_coloured(np.asarray(picture[x, 0]), np.asarray(change[x, 0]), kind), interpolation="nearest")
+            one = kind if isinstance(kind, str) else kind[x]
+            axes.imshow(_coloured(np.asarray(picture[x, 0]), np.asarray(change[x, 0]), one), interpolation="nearest")
             _plain(axes)
             if titles:
                 axes.set_title(titles[y][x], fontsize=11, pad=3, fontweight="normal")
@@ -125,7 +130,7 @@ def _coloured(picture: np.ndarray, change: np.ndarray, kind: str) -> np.ndarray:
     if kind == "none":
         return paper
     strong = np.clip(np.abs(change), 0, 1)[..., None]
-    colour = np.where(change[..., None] >= 0, _KEPT if kind == "positive" else _ADDED, _DARKER)
+    colour = np.where(change[..., None] >= 0, _KEPT if kind == "positive" else _ADDED, _TAKEN)
     return (1 - strong) * paper + strong * colour
 
 
