@@ -1,9 +1,10 @@
 """Pertinent negatives and positives of a hundred test digits: how many are found, and what one costs (lecture 04).
 
 A negative counts if the model, asked anew about the digit with what was added, says another class; a positive, if the model,
-asked about nothing but what was kept, says the class of the digit; both by the margin kappa, where one is asked for. All digits are searched in one batch, and once more one by
-one, since both are asked for: the figures are seconds per digit. There is no contender: the authors' code and its descendants
-need another framework, so that the row stands beside the model's own passes, forward and backward, as many as the search made.
+asked about nothing but what was kept, says the class of the digit; both by the margin kappa, where one is asked for. All
+digits are searched in one batch, and a tenth of them once more one by one: the figures are seconds per digit. There is no
+contender: the authors' code and its descendants need another framework, so that the row stands beside the model's own passes,
+forward and backward, as many as the search made.
 """
 
 from __future__ import annotations
