@@ -72,7 +72,7 @@ def maps(
     panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(placed))]
     for axes, (name, each) in zip(panels, placed.items(), strict=True):
         own = labels.get(name) if isinstance(labels, Mapping) else labels
-        _dots(axes, each, coloured[name], norm, own, size=min(40.0, 2200 * side / 3 / len(each) ** 0.9))
+        _dots(axes, each, coloured[name], norm, own, size=min(40.0, 3400 * side / 3 / len(each) ** 0.9))
         axes.set_title(name)
         if notes and name in notes:
             axes.set_xlabel(notes[name], fontsize=10)
