@@ -25,10 +25,13 @@ import torch
 from torch import Tensor
 
 from .arguments import check_count, check_finite, check_generator, kind
+from .progress import bar, check_progress
 from .removal import Removal, baseline
 from .scores import Model, check_inputs, check_model, check_outputs, check_target, pick, run, unchanged
 
 __all__ = ["Contrast", "pertinent_negative", "pertinent_positive"]
+
+Advance = Callable[..., object]
 
 _MOMENTUM = 0.8
 _LONGEST = 0.25  # half of what |d|_2^2 alone allows
@@ -104,6 +107,7 @@ def pertinent_negative(
     rate: float = 0.2,
     generator: torch.Generator | None = None,
     chunk: int = 128,
+    progress: bool = False,
 ) -> Contrast:
     """The smallest addition to each input that takes its class away.
 
@@ -118,12 +122,13 @@ def pertinent_negative(
     rate         the largest change of a value in the first step; it falls to 0 by the last
     generator    if given, the search starts at a random addition; otherwise at none
     chunk        items at a time
+    progress     show a progress bar, where tqdm is installed
 
     z = x + d, and margin = score of target - highest other score (with towards: highest other score - score of towards). Every
     item is searched by itself. Not finding one is a result: see ``Contrast.found``. TypeError or ValueError for bad arguments.
     Dhurandhar et al. 2018, NeurIPS, equation (1); the box of other removals as in Dhurandhar et al. 2019, arXiv:1906.00117.
     """
-    settings = _check(model, inputs, autoencoder, beta, gamma, kappa, steps, searches, rate, generator, chunk)
+    settings = _check(model, inputs, autoencoder, beta, gamma, kappa, steps, searches, rate, generator, chunk, progress)
     with torch.inference_mode(False), torch.no_grad(), unchanged(model), unchanged(autoencoder or model):
         inputs = inputs.detach().clone()
         before = _before(model, inputs, chunk)
@@ -141,7 +146,7 @@ def pertinent_negative(
                 return _Task(inputs[part], low[part], high[part], start[part], lambda out: _ahead(out, lost[part]))
             return _Task(inputs[part], low[part], high[part], start[part], lambda out: -_ahead(out, wanted[part]))
 
-        return _search(model, autoencoder, before, task, settings, chunk)
+        return _search(model, autoencoder, before, task, settings, chunk, progress)
 
 
 def pertinent_positive(
@@ -159,6 +164,7 @@ def pertinent_positive(
     rate: float = 0.2,
     generator: torch.Generator | None = None,
     chunk: int = 128,
+    progress: bool = False,
 ) -> Contrast:
     """The smallest part of each input that has its class when all else is deleted.
 
@@ -170,7 +176,7 @@ def pertinent_positive(
     class already, the smallest part is nothing. TypeError or ValueError for bad arguments. Dhurandhar et al. 2018, NeurIPS,
     equation (2).
     """
-    settings = _check(model, inputs, autoencoder, beta, gamma, kappa, steps, searches, rate, generator, chunk)
+    settings = _check(model, inputs, autoencoder, beta, gamma, kappa, steps, searches, rate, generator, chunk, progress)
     with torch.inference_mode(False), torch.no_grad(), unchanged(model), unchanged(autoencoder or model):
         inputs = inputs.detach().clone()
         before = _before(model, inputs, chunk)
@@ -184,7 +190,7 @@ def pertinent_positive(
             margin = lambda out: -_ahead(out, kept[part])  # noqa: E731
             return _Task(deleted[part], low[part], high[part], start[part], margin, there[part])
 
-        return _search(model, autoencoder, before, task, settings, chunk)
+        return _search(model, autoencoder, before, task, settings, chunk, progress)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -214,18 +220,22 @@ def _search(
     task_of: Callable[[slice], _Task],
     settings: _Settings,
     chunk: int,
+    progress: bool,
 ) -> Contrast:
     found = []
-    for first in range(0, len(before), chunk):
-        part = slice(first, first + chunk)
-        found.append(_verified(model, autoencoder, task_of(part), before[part], settings))
+    with bar(len(before) * settings.searches, "searches", progress) as advance:
+        for first in range(0, len(before), chunk):
+            part = slice(first, first + chunk)
+            found.append(_verified(model, autoencoder, task_of(part), before[part], settings, advance))
     names = [field.name for field in fields(Contrast)]
     return Contrast(**{name: torch.cat([getattr(piece, name) for piece in found]) for name in names})
 
 
-def _verified(model: Model, autoencoder: Model | None, task: _Task, before: Tensor, settings: _Settings) -> Contrast:
+def _verified(
+    model: Model, autoencoder: Model | None, task: _Task, before: Tensor, settings: _Settings, advance: Advance
+) -> Contrast:
     """Search, then ask the model: what it does not confirm was not found."""
-    best = _bisect(model, autoencoder, task, settings)
+    best = _bisect(model, autoencoder, task, settings, advance)
     _shorten(model, autoencoder, task, best, settings)
     with torch.no_grad():
         d = best.perturbation
@@ -253,7 +263,7 @@ def _verified(model: Model, autoencoder: Model | None, task: _Task, before: Tens
     )
 
 
-def _bisect(model: Model, autoencoder: Model | None, task: _Task, settings: _Settings) -> _Best:
+def _bisect(model: Model, autoencoder: Model | None, task: _Task, settings: _Settings, advance: Advance) -> _Best:
     best = _Best(task.start)
     c = torch.ones_like(best.cost)
     if task.whole is not None:
@@ -267,6 +277,7 @@ def _bisect(model: Model, autoencoder: Model | None, task: _Task, settings: _Set
         most = torch.where(reached, torch.minimum(most, c), most)
         least = torch.where(reached, least, torch.maximum(least, c))
         c = torch.where(most.isinf(), 10 * c, (least + most) / 2)
+        advance(len(c))
     return best
 
 
@@ -374,6 +385,7 @@ def _check(
     rate: float,
     generator: torch.Generator | None,
     chunk: int,
+    progress: bool,
 ) -> _Settings:
     check_model(model)
     check_inputs(inputs)
@@ -387,6 +399,7 @@ def _check(
     for name, count in (("steps", steps), ("searches", searches), ("chunk", chunk)):
         check_count(name, count)
     check_generator(generator)
+    check_progress(progress)
     if autoencoder is not None:
         check_model(autoencoder, "autoencoder")
         with unchanged(autoencoder), torch.no_grad():

@@ -17,8 +17,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_count, check_finite, check_generator, check_positive, kind
+from .progress import bar, check_progress
 from .removal import Filling, Removal, prepare
 from .scores import Model, Target, check_inputs, check_model, check_target, unchanged, vary, wide
 
@@ -335,26 +334,11 @@ def _scores(
 
     asked = vary(model, make, target, items=len(inputs), variants=len(present), chunk=chunk, device=inputs.device)
     found = []
-    with _bar(len(present) * len(inputs), progress) as advance:
+    with bar(len(present) * len(inputs), "inputs", progress) as advance:
         for _, _, score in asked:
             found.append(score)
             advance(len(score))
     return torch.cat(found).view(len(present), len(inputs)).T.cpu().double()
-
-
-@contextmanager
-def _bar(inputs: int, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar of so many inputs, if it is shown and tqdm is installed; gives what moves it."""
-    if shown:
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            shown = False
-    if not shown:
-        yield lambda _: None
-        return
-    with tqdm(total=inputs, unit=" inputs", leave=False) as bar:
-        yield bar.update
 
 
 def _mean_colours(segments: Tensor, inputs: Tensor) -> Tensor:
@@ -471,8 +455,7 @@ def _checked(
     check_positive("kernel_width", kernel_width)
     check_generator(generator)
     check_count("chunk", chunk)
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
+    check_progress(progress)
     return target, _default_segments(inputs) if segments is None else _check_segments(segments, inputs), float(alpha)
 
 

@@ -17,8 +17,7 @@ Erhan, Bengio, Courville and Vincent, "Visualizing Higher-Layer Features of a De
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +32,7 @@ from . import images as photographs
 from . import lrp
 from .arguments import check_count, check_finite, check_generator, check_layer, check_positive, kind
 from .models import Transform
+from .progress import bar, check_progress
 from .removal import Removal
 from .scores import check_model, run, unchanged
 
@@ -153,7 +153,8 @@ def maximize(
     """
     if parametrisation not in ("pixels", "fourier"):
         raise ValueError(f"parametrisation must be 'pixels' or 'fourier', got {parametrisation!r}")
-    _check_switch(decorrelate=decorrelate, progress=progress)
+    _check_switch(decorrelate=decorrelate)
+    check_progress(progress)
     check_count("steps", steps)
     check_count("jitter", jitter, least=0)
     check_positive("rate", rate)
@@ -190,7 +191,7 @@ def maximize(
         history = torch.zeros(steps)
         parameters = parameters.clone().requires_grad_()
         adam = torch.optim.Adam([parameters], lr=rate)
-        with torch.enable_grad(), _bar(steps, progress) as advance:
+        with torch.enable_grad(), bar(steps, "steps", progress) as advance:
             for step in range(steps):
                 image = shown(parameters)
                 seen = _zoomed(_shifted(image, jitter, generator), scale, generator)
@@ -249,7 +250,7 @@ def deepdream(
     if octave_scale <= 1:
         raise ValueError(f"octave_scale must be above 1, got {octave_scale}")
     check_generator(generator)
-    _check_switch(progress=progress)
+    check_progress(progress)
     _check_callback(callback)
     check_layer("layer", model, layer)
     place, dtype = _home(model)
@@ -265,7 +266,7 @@ def deepdream(
         before = ascended.check(original)
         history: list[float] = []
         added = torch.zeros_like(original)
-        with torch.enable_grad(), _bar(octaves * steps, progress) as advance:
+        with torch.enable_grad(), bar(octaves * steps, "steps", progress) as advance:
             for size in sizes:
                 base = vision.resize(original, size, antialias=True).clamp(0, 1)
                 image = (base + vision.resize(added, size, antialias=True)).clamp(0, 1)
@@ -509,10 +510,10 @@ def rank_samples(
     """
     _check_pass(model, samples, layer, pool, by, target, chunk)
     check_count("k", k, most=len(samples), most_is="the number of samples")
-    _check_switch(progress=progress)
+    check_progress(progress)
     to_inputs = _normalizing(normalize)
     values = indices = torch.empty(0)
-    with torch.inference_mode(False), unchanged(model), _bar(-(-len(samples) // chunk), progress) as advance:
+    with torch.inference_mode(False), unchanged(model), bar(-(-len(samples) // chunk), "chunks", progress) as advance:
         for first in range(0, len(samples), chunk):
             part = _take(samples, range(first, min(first + chunk, len(samples))), model)
             features = _carried(model, part, layer, to_inputs, by, target, composite, whole=first == 0)
@@ -970,21 +971,6 @@ def _take(samples: Samples, numbers: Sequence[int], model: nn.Module) -> Tensor:
 
 def _everything(chosen: Tensor) -> Tensor:
     return torch.tensor([0, 0, *chosen.shape[2:]], device=chosen.device).expand(len(chosen), 4)
-
-
-@contextmanager
-def _bar(steps: int, shown: bool) -> Iterator[Callable[[], object]]:
-    """A progress bar of so many steps, if it is shown and tqdm is installed; gives what moves it."""
-    if shown:
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            shown = False
-    if not shown:
-        yield lambda: None
-        return
-    with tqdm(total=steps, unit=" steps", leave=False) as bar:
-        yield bar.update
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -268,13 +268,19 @@ def test_a_progress_bar_counts_evaluations_if_asked_for(monkeypatch, capsys):
     assert not bars and not capsys.readouterr().err
 
 
-def test_a_bar_goes_when_one_stops_looking():
+def test_a_bar_goes_when_one_stops_looking(monkeypatch):
+    bars = []
+    monkeypatch.setattr(tqdm.auto, "tqdm", lambda **settings: bars.append(tqdm.tqdm(**settings)) or bars[-1])
     game = game_of(9, 60).game
     results = shapley.running(shapley.kernel, game, 300, every=50, progress=True)
     next(results)
-    assert game._bar is not None
+    (bar,) = bars
+    asked = bar.n
+    assert asked > 0 and not bar.disable
     results.close()
-    assert game._bar is None
+    assert bar.disable  # closed
+    game(shapley.coalitions(9))
+    assert bar.n == asked
 
 
 @pytest.mark.parametrize("orders", ["plain", "antithetic", "stratified"])

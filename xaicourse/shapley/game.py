@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_count, check_finite, kind
+from ..progress import bar
 from ..removal import Removal, prepare
 from ..scores import Model, Target, ask, check_model, check_outputs, check_target, laid_out, pick, unchanged
 
@@ -65,7 +66,7 @@ class Game:
         self._values = torch.zeros(0, dtype=torch.float64)
         self._place = torch.zeros(0, dtype=torch.int32)  # in which row, by the coalition's number; -1 for none
         self._seen: dict[bytes, int] = {}  # the same by packed bits, where a table would be too large
-        self._bar: Any = None
+        self._advance: Callable[..., object] = lambda by: None  # moves the progress bar that is shown, if one is
 
     def __repr__(self) -> str:
         return f"Game({self.players} players, {self.evaluations} evaluations)"
@@ -110,20 +111,13 @@ class Game:
     @contextmanager
     def progress(self, evaluations: int, shown: bool) -> Iterator[None]:
         """Inside, a bar shows how many of so many coalitions have been asked; if ``shown``, and where tqdm is installed."""
-        before = self._bar
-        if shown:
+        before = self._advance
+        with bar(evaluations, "coalitions", shown) as advance:
+            self._advance = advance if shown else before
             try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                pass
-            else:
-                self._bar = tqdm(total=evaluations, unit=" coalitions", leave=False)
-        try:
-            yield
-        finally:
-            if self._bar is not before:
-                self._bar.close()
-            self._bar = before
+                yield
+            finally:
+                self._advance = before
 
     def _block(self, first: int, block: Tensor) -> Tensor:
         """The values of a block of coalitions, numbered from the first on; what is asked is kept at once, chunk by chunk."""
@@ -156,8 +150,7 @@ class Game:
             check_finite("what value gives", values)
             self.evaluations += len(part)
             self._shape = values.shape[1:]
-            if self._bar is not None:
-                self._bar.update(len(part))
+            self._advance(len(part))
             found.append(values)
         if not found:
             return torch.zeros(0, *(self._shape or ()), dtype=torch.float64)
