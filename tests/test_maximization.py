@@ -17,6 +17,10 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def variation(image):
+    return image.diff(dim=1).abs().mean() + image.diff(dim=2).abs().mean()
+
+
 def small():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -459,10 +463,13 @@ def test_ascent_raises_a_channel_and_each_regulariser_changes_what_appears_and_h
 
     plain = run()
     assert plain.after > plain.before + 10
-    for switch in ({"jitter": 8}, {"blur": 0.4}, {"total_variation": 50.0}, {"parametrisation": "pixels"}):
+    for switch in ({"jitter": 8}, {"blur": 0.4}, {"parametrisation": "pixels"}):
         found = run(**switch)
-        assert found.after > found.before + 3 and abs(found.after - plain.after) > 0.5, switch
+        assert found.before + 3 < found.after < plain.after - 2, switch
         assert (found.image - plain.image).abs().mean() > 0.03, switch
+    smooth = run(total_variation=50.0)  # it costs so little height that rounding decides its sign (lecture 02: 0.1 of 6)
+    assert smooth.after > smooth.before + 3 and (smooth.image - plain.image).abs().mean() > 0.03
+    assert variation(smooth.image) < 0.9 * variation(plain.image)
 
 
 def test_hiding_what_is_relevant_lowers_a_channel_more_than_hiding_as_much_at_random(lite0):
