@@ -17,10 +17,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def variation(image):
-    return image.diff(dim=1).abs().mean() + image.diff(dim=2).abs().mean()
-
-
 def small():
     torch.manual_seed(0)
     return nn.Sequential(
