@@ -463,7 +463,9 @@ def test_ascent_raises_a_channel_and_each_regulariser_changes_what_appears_and_h
         found = run(**switch)
         assert found.before + 3 < found.after < plain.after - 2, switch
         assert (found.image - plain.image).abs().mean() > 0.03, switch
-    smooth = run(total_variation=50.0)  # it costs so little height that rounding decides its sign (lecture 02: 0.1 of 6)
+    smooth = run(
+        total_variation=50.0
+    )  # it costs so little height that rounding decides its sign (lecture 02: 0.1 of 6)
     assert smooth.after > smooth.before + 3 and (smooth.image - plain.image).abs().mean() > 0.03
     assert variation(smooth.image) < 0.9 * variation(plain.image)
 
