@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,6 +137,26 @@ def test_the_same_seed_gives_the_same_map_in_the_dtype_of_the_features(start):
     )
     assert torch.equal(one, again) and one.shape == (60, 2) and one.dtype == torch.float32
     assert start == "pca" or not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e200])
+def test_a_t_sne_does_not_depend_on_the_unit_of_the_features_however_small_or_large(scale):
+    x = gaussian(40, 5)
+    extent = (x.amax(0) - x.amin(0)).max()
+    there = x / extent
+    found, wanted = (
+        embedding.embed(each, perplexity=5, generator=torch.Generator().manual_seed(0)) for each in (scale * x, there)
+    )
+    assert embedding.trustworthiness(x, found, k=5) > 0.8 and found.std() > 1
+    assert abs(embedding.trustworthiness(x, found, k=5) - embedding.trustworthiness(x, wanted, k=5)) < 0.1
+
+
+@pytest.mark.parametrize("method", ["pca", "isomap", "t-sne"])
+def test_no_map_touches_the_global_random_numbers(method):
+    x, before, state = gaussian(250, 5), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    embedding.embed(x, method, perplexity=5, generator=torch.Generator().manual_seed(0))
+    after = np.random.get_state()  # noqa: NPY002
+    assert before[2] == after[2] and (before[1] == after[1]).all() and torch.equal(state, torch.get_rng_state())
 
 
 # What t-SNE starts from, and what looks like a group
@@ -308,6 +329,9 @@ def test_bad_input_is_named_before_any_work():
     ):
         with pytest.raises(ValueError, match=message):
             embedding.embed(x, **settings_)
+    for method in ("pca", "isomap", "t-sne"):
+        with pytest.raises(ValueError, match="features must not be the same for all samples"):
+            embedding.embed(torch.ones(20, 3), method, perplexity=5)
     with pytest.raises(TypeError, match="generator"):
         embedding.embed(x, generator=0)
     for measure in (embedding.trustworthiness, embedding.continuity):

@@ -71,7 +71,7 @@ def embed(
 
     Returns (N, dimensions) on the device and in the dtype of the features.
 
-    Raises TypeError or ValueError if an argument is not as above, before any work.
+    Raises TypeError or ValueError if an argument is not as above, or if all samples coincide, before any work.
 
     Pearson, "On Lines and Planes of Closest Fit", Philosophical Magazine 1901; Tenenbaum et al., "A Global Geometric Framework
     for Nonlinear Dimensionality Reduction", Science 2000; van der Maaten & Hinton, "Visualizing Data using t-SNE", JMLR 2008.
@@ -96,16 +96,25 @@ def embed(
     if method == "pca" or (method == "t-sne" and start == "pca"):
         check_count("dimensions", dimensions, most=min(count, width), most_is="what the features span at most")
 
+    wide = features.detach().double().cpu()
+    extent = (wide.amax(0) - wide.amin(0)).amax().item()
+    if extent == 0:  # and t-SNE would take the process down
+        raise ValueError("features must not be the same for all samples: there is nothing to map")
+    if method == "t-sne" and not 1e-12 < extent < 1e12:  # squares in float32; to t-SNE the scale is nothing
+        wide = wide / extent
+
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, Isomap
 
-    x = features.detach().double().cpu().numpy()
+    x = wide.numpy()
     if method == "pca":
         found = PCA(dimensions, svd_solver="full").fit_transform(x)
     elif method == "isomap":
         with warnings.catch_warnings():  # that the graph was joined, and that sparse matrices were changed for it
             warnings.simplefilter("ignore")
-            found = Isomap(n_neighbors=neighbors, n_components=dimensions).fit_transform(x)
+            found = Isomap(  # the other solver starts from NumPy's global random numbers
+                n_neighbors=neighbors, n_components=dimensions, eigen_solver="dense"
+            ).fit_transform(x)
     else:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device if generator else "cpu"))
         found = TSNE(
