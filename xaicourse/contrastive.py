@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .arguments import check_count, check_finite, check_generator, kind
 from .progress import bar, check_progress
-from .removal import Removal, baseline
-from .scores import Model, check_inputs, check_model, check_outputs, check_target, pick, run, unchanged
+from .removal import Removal, baseline, prepare
+from .scores import Model, check_inputs, check_model, check_outputs, check_target, gradient, pick, run, unchanged
 
 __all__ = ["Contrast", "pertinent_negative", "pertinent_positive"]
 
@@ -133,6 +133,7 @@ def pertinent_negative(
         inputs = inputs.detach().clone()
         before = _before(model, inputs, chunk)
         lost = _classes("target", target, before)
+        gradient(model, inputs[:1], lost[:1])  # refuses a model through which no gradient comes: nothing would be found
         wanted = None if towards is None else _classes("towards", towards, before)
         if wanted is not None and bool((wanted == lost).any()):
             raise ValueError("towards must differ from target: an input cannot leave a class and stay in it")
@@ -181,6 +182,7 @@ def pertinent_positive(
         inputs = inputs.detach().clone()
         before = _before(model, inputs, chunk)
         kept = _classes("target", target, before)
+        gradient(model, inputs[:1], kept[:1])
         deleted = _deleted(removal, inputs)
         there = inputs - deleted
         low, high = there.clamp(max=0), there.clamp(min=0)
@@ -404,10 +406,8 @@ def _check(
         check_model(autoencoder, "autoencoder")
         with unchanged(autoencoder), torch.no_grad():
             made = run(autoencoder, inputs[:1])
-        if not isinstance(made, Tensor) or made.shape != inputs[:1].shape:
-            raise ValueError(
-                f"autoencoder must give what it was given, a tensor of shape {tuple(inputs[:1].shape)}, got {kind(made)}"
-            )
+        if not isinstance(made, Tensor) or made.shape != inputs[:1].shape or made.dtype != inputs.dtype:
+            raise ValueError(f"autoencoder must give what it was given, {kind(inputs[:1])}, got {kind(made)}")
     return _Settings(beta, gamma, kappa, steps, searches, rate)
 
 
@@ -437,10 +437,9 @@ def _classes(name: str, asked: int | Tensor | None, before: Tensor) -> Tensor:
 
 def _deleted(removal: Removal | None, inputs: Tensor) -> Tensor:
     everywhere = torch.ones_like(inputs, dtype=torch.bool)
+    all_of_them = torch.arange(len(inputs), device=inputs.device)
     with torch.no_grad():
-        deleted = (baseline(0.0) if removal is None else removal)(inputs, everywhere)
-    if not isinstance(deleted, Tensor) or deleted.shape != inputs.shape:
-        raise ValueError(f"removal must give a tensor of shape {tuple(inputs.shape)}, got {kind(deleted)}")
+        deleted = prepare(baseline(0.0) if removal is None else removal, inputs)(all_of_them, everywhere)
     if bool((deleted < 0).any()) or bool((deleted > 1).any()):
         raise ValueError(
             f"removal must put values in [0, 1] in place, got values from {deleted.min():.4g} to {deleted.max():.4g}"
