@@ -404,6 +404,14 @@ def test_a_global_pooling_sees_the_whole_image():
     assert maximization.receptive_fields(model, (3, 9, 9), place, layer="gate").tolist() == [[0, 0, 9, 9]]
 
 
+def test_a_place_that_sees_nothing_but_padding_sees_nothing_of_the_image():
+    padded = nn.Sequential(nn.Conv2d(3, 4, 1, stride=4, padding=2)).eval()
+    places = torch.tensor([[0, 0], [1, 0], [1, 1]])
+    found = maximization.receptive_fields(padded, (3, 16, 16), places, layer="0")
+    assert found.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 3, 3]]
+    assert maximization.receptive_fields(padded, (3, 16, 16), places[:0], layer="0").shape == (0, 4)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Hiding
 # ------------------------------------------------------------------------------------------------------------
@@ -561,6 +569,26 @@ def refuse_maximize(model, error, match, unit=1, **settings):
         maximization.maximize(model, unit, **{"normalize": None, "size": SIZE, "steps": 2} | settings)
 
 
+def test_a_direction_and_a_start_made_in_inference_mode_serve_as_well(model):
+    direction, start = torch.linspace(-1, 1, 6), torch.rand(SIZE)
+    with torch.inference_mode():
+        made = direction.clone(), start.clone()
+    one, other = (
+        maximization.maximize(model, unit, layer="3", normalize=None, start=image, steps=2)
+        for unit, image in ((direction, start), made)
+    )
+    assert torch.equal(one.image, other.image) and one.after == other.after
+
+
+def test_the_start_that_is_kept_is_a_copy():
+    model, start = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.rand(3, 20, 20)
+    for found in (
+        maximization.maximize(model, 1, layer="0", normalize=None, start=start, steps=1),
+        maximization.deepdream(model, start, layer="0", normalize=None, octaves=1, steps=1),
+    ):
+        assert torch.equal(found.start, start) and found.start.data_ptr() != start.data_ptr()
+
+
 def test_a_unit_that_does_not_exist_is_refused_and_it_is_said_how_many_there_are(model):
     refuse_maximize(model, ValueError, "unit must be from 0 to 4, since the model's output has 5 channels, got 5", 5)
     refuse_maximize(
@@ -627,6 +655,18 @@ def test_settings_that_make_no_sense_are_refused_before_any_work(model):
                 maximization.rank_samples(model, samples, layer="3", normalize=None, **settings_)
         with pytest.raises(ValueError, match=r"samples\[0\] must lie in \[0, 1\]"):
             maximization.rank_samples(model, 255 * samples, layer="3", normalize=None, k=1)
+        ranking = maximization.Ranking(torch.zeros(2, 6), torch.zeros(2, 6, dtype=torch.long), 9)
+        with pytest.raises(ValueError, match="ranking must be of these 4 samples, got one of 9"):
+            maximization.top_samples(model, samples, 0, layer="3", normalize=None, k=1, ranking=ranking)
+        with pytest.raises(TypeError, match="ranking must be a Ranking or None, got tuple"):
+            maximization.top_samples(model, samples, 0, layer="3", normalize=None, k=1, ranking=(1, 2))
+        hiding = {"layer": "3", "normalize": None, "side": 3}
+        for channels in (0, 2):
+            with pytest.raises(ValueError, match=r"relevance must have the shape of images, .* or one channel"):
+                relevance = torch.ones(4, channels, *SIZE[1:])
+                maximization.hide(model, samples, relevance, 1, removal=removal.mean(), **hiding)
+        with pytest.raises(TypeError, match="removal must be a function"):
+            maximization.hide(model, samples, samples, 1, removal=0.0, **hiding)
         with pytest.raises(ValueError, match="side must be from 1 to 12"):
             maximization.hide(
                 model, samples, samples, 1, layer="3", normalize=None, removal=removal.mean(), side=13

@@ -185,7 +185,7 @@ def maximize(
             z = torch.linalg.solve(mix, start.detach().to(place, dtype).clamp(0.01, 0.99).logit().flatten(1))
             z = z.reshape(size)
             parameters = _to_spectrum(z) if spectral else z
-        first = shown(parameters).detach() if start is None else start.detach().to(place, dtype)
+        first = shown(parameters).detach() if start is None else start.detach().to(place, dtype, copy=True)
         ascended = _Ascent(model, unit, layer, normalize)
         before = ascended.check(first)
         history = torch.zeros(steps)
@@ -254,7 +254,7 @@ def deepdream(
     _check_callback(callback)
     check_layer("layer", model, layer)
     place, dtype = _home(model)
-    original = photograph.detach().to(place, dtype)
+    original = photograph.detach().to(place, dtype, copy=True)
     sizes = [[round(side / octave_scale**back) for side in original.shape[1:]] for back in range(octaves - 1, -1, -1)]
     if min(sizes[0]) < 16:
         raise ValueError(
@@ -555,6 +555,10 @@ def top_samples(
     """
     _check_pass(model, samples, layer, pool, by, target, chunk)
     check_count("unit", unit, least=0)
+    if ranking is not None and not isinstance(ranking, Ranking):
+        raise TypeError(f"ranking must be a Ranking or None, got {type(ranking).__name__}")
+    if ranking is not None and ranking.samples != len(samples):
+        raise ValueError(f"ranking must be of these {len(samples)} samples, got one of {ranking.samples}")
     if ranking is None:
         ranking = rank_samples(
             model, samples, layer=layer, normalize=normalize, k=k, pool=pool, by=by, target=target, composite=composite,
@@ -599,7 +603,8 @@ def receptive_fields(model: nn.Module, size: Sequence[int], places: Tensor, *, l
     places  LongTensor (k, 2), row and column at the layer, whose output is (N, channels, H', W')
 
     Returns a LongTensor (k, 4): top, left, bottom, right in pixels, the last two excluded, within the image. Where an
-    operation looks at the whole image, such as a global pooling or attention, so does the place.
+    operation looks at the whole image, such as a global pooling or attention, so does the place. A place that sees nothing but
+    padding has four zeros.
 
     A pixel can be seen if NaN in its place makes the place NaN, whatever the weights are: 0 * NaN is NaN. The four sides are
     found by bisection, for all places at once. A model that compares (``torch.where(x > 0, x, 0)``) hides a NaN and makes the
@@ -645,7 +650,8 @@ def receptive_fields(model: nn.Module, size: Sequence[int], places: Tensor, *, l
                 seen = is_seen(middle, axis, backwards)
                 low, high = torch.where(seen, low, middle), torch.where(seen, middle, high)
             ends.append(size[axis + 1] - low if backwards else low)
-    return torch.stack(ends, 1)
+        sees = is_seen(torch.full_like(low, size[2]), 1, False) if len(places) else low.bool()
+    return torch.stack(ends, 1) * sees[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -703,13 +709,17 @@ def hide(
     """
     _check_batch("images", images)
     _check_pass(model, images, layer, pool, "activation", None, chunk)
-    if not isinstance(relevance, Tensor) or relevance.dim() != 4 or relevance[:, 0].shape != images[:, 0].shape:
-        raise ValueError(f"relevance must have the shape of images, {tuple(images.shape)}, got {kind(relevance)}")
+    if not isinstance(relevance, Tensor) or relevance.shape not in (images.shape, images[:, :1].shape):
+        raise ValueError(
+            f"relevance must have the shape of images, {tuple(images.shape)}, or one channel, got {kind(relevance)}"
+        )
     check_finite("relevance", relevance)
     check_count("side", side, most=min(images.shape[2:]), most_is="the sides of the images")
     check_count("controls", controls)
     check_count("unit", unit, least=0)
     check_generator(generator)
+    if not callable(removal):
+        raise TypeError(f"removal must be a function of inputs and removed places, got {type(removal).__name__}")
     to_inputs = _normalizing(normalize)
     height, width = (length - side + 1 for length in images.shape[2:])
     with torch.inference_mode(False), torch.no_grad(), unchanged(model):
@@ -983,7 +993,7 @@ def _check_unit(unit: Unit) -> Unit:
         if unit.dim() != 1 or not unit.is_floating_point():
             raise ValueError(f"unit: a direction must be a float tensor (channels,), got {kind(unit)}")
         check_finite("unit", unit)
-        return unit
+        return unit.detach().clone()  # out of inference mode, or autograd could not keep it
     if isinstance(unit, tuple):
         for part in unit:
             check_count("unit: each part of a tuple", part, least=0)
