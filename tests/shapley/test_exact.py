@@ -199,6 +199,17 @@ def test_what_is_known_is_not_asked_again_for_other_values():
     assert forgetful.evaluations == 512
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_value_function_may_write_its_values_into_the_same_tensor_each_time(cache):
+    kept = torch.zeros(2, dtype=torch.float64)
+
+    def value(present):
+        return kept.copy_(present.sum(1))
+
+    game = shapley.Game(value, 3, chunk=2, cache=cache)
+    assert game(shapley.coalitions(3)).tolist() == [0, 1, 1, 2, 1, 2, 2, 3]
+
+
 @pytest.mark.parametrize("players", [6, 15])
 def test_an_interrupted_computation_keeps_what_was_asked(players):
     table = random_table(players)

@@ -199,7 +199,7 @@ def _real(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
     if not isinstance(values, Tensor) or values.is_complex():
         got = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else kind(values)
         raise TypeError(f"value must give a tensor or an array of real numbers, got {got}")
-    return values.detach().to("cpu", torch.float64)
+    return values.detach().to("cpu", torch.float64, copy=True)  # a function may write its next values over these
 
 
 def packed(coalitions: Tensor) -> list[bytes]:
