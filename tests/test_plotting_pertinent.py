@@ -51,6 +51,7 @@ def test_a_frequency_map_shows_shares_from_none_to_all():
         ({"changes": [CHANGE[:1]]}, r"changes\[0\] must have shape \(2, 1, 6, 6\), got \(1, 1, 6, 6\)"),
         ({"pictures": [INK[0]]}, r"pictures\[0\] must have shape \(n, 1, H, W\)"),
         ({"kinds": []}, "must be as many, got 1, 1 and 0"),
+        ({"changes": [CHANGE / 0]}, r"changes\[0\] must be finite"),
     ],
 )
 def test_what_does_not_fit_is_refused(changed, message):

@@ -276,7 +276,7 @@ def tsne(
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a Tensor, got {type(features).__name__}")
     check_count("samples", samples, least=5, most=len(features), most_is="how many there are")
-    x = features[:samples].double()
+    x = features[:samples].detach().double().cpu()
     drawn = embedding.embed(x, perplexity=perplexity, start="random", generator=torch.Generator().manual_seed(seed))
     others = {
         "PCA": embedding.embed(x, "pca"),

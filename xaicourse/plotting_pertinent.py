@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .plotting import WIDTH, Picture, _check_alt, _house_style
+from .plotting import WIDTH, Picture, _check_alt, _check_finite, _house_style
 
 __all__ = ["contrasts", "frequency"]
 
@@ -72,7 +72,8 @@ def contrasts(
             place = ((left + x * size) / wide, (top - size) / high, (size - 0.06) / wide, (size - 0.06) / high)
             axes = figure.add_axes(place)
             one = kind if isinstance(kind, str) else kind[x]
-            axes.imshow(_coloured(np.asarray(picture[x, 0]), np.asarray(change[x, 0]), one), interpolation="nearest")
+            ink, changed = _check_finite(f"pictures[{y}]", picture[x, 0]), _check_finite(f"changes[{y}]", change[x, 0])
+            axes.imshow(_coloured(ink, changed, one), interpolation="nearest")
             _plain(axes)
             if titles:
                 axes.set_title(titles[y][x], fontsize=11, pad=3, fontweight="normal")
@@ -91,6 +92,8 @@ def frequency(
     pictures  (n, 1, H, W) in [0, 1]: the outline of their ink is drawn
     names     of the rows
     label     of the colour bar
+
+    Raises ValueError if an argument is not as above.
     """
     _check_alt(alt)
     count = len(pictures)
@@ -107,8 +110,9 @@ def frequency(
             axes = figure.add_axes(
                 ((1.5 + x * size) / wide, (middle - size / 2) / high, (size - 0.06) / wide, (size - 0.06) / high)
             )
-            axes.imshow(np.asarray(row[x]), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-            axes.contour(np.asarray(pictures[x, 0]), [0.5], colors="0.35", linewidths=1.0)
+            share, ink = _check_finite(f"shares[{y}]", row[x]), _check_finite("pictures", pictures[x, 0])
+            axes.imshow(share, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            axes.contour(ink, [0.5], colors="0.35", linewidths=1.0)
             _plain(axes)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), colours),
