@@ -120,13 +120,14 @@ def pertinent_negative(
     beta, gamma, kappa    weights of |d|_1 and of |z - AE(z)|_2^2, and the margin in scores by which the class must be lost
     steps, searches       proximal gradient steps for each constant c, and how many constants are tried
     rate         the largest change of a value in the first step; it falls to 0 by the last
-    generator    if given, the search starts at a random addition; otherwise at none
+    generator    if given, the search starts at a random addition, anywhere in the box; otherwise at none
     chunk        items at a time
     progress     show a progress bar, where tqdm is installed
 
-    z = x + d, and margin = score of target - highest other score (with towards: highest other score - score of towards). Every
-    item is searched by itself. Not finding one is a result: see ``Contrast.found``. TypeError or ValueError for bad arguments.
-    Dhurandhar et al. 2018, NeurIPS, equation (1); the box of other removals as in Dhurandhar et al. 2019, arXiv:1906.00117.
+    z = x + d, and margin = score of target - highest other score (with towards: highest other score - score of towards). Where
+    the model does not say the target, nothing has to be added. Every item is searched by itself. Not finding one is a result:
+    see ``Contrast.found``. TypeError or ValueError for bad arguments. Dhurandhar et al. 2018, NeurIPS, equation (1); the box of
+    other removals as in Dhurandhar et al. 2019, arXiv:1906.00117.
     """
     settings = _check(model, inputs, autoencoder, beta, gamma, kappa, steps, searches, rate, generator, chunk, progress)
     with torch.inference_mode(False), torch.no_grad(), unchanged(model), unchanged(autoencoder or model):
@@ -140,7 +141,7 @@ def pertinent_negative(
         deleted = _deleted(removal, inputs)
         low = torch.where(inputs > deleted, torch.zeros_like(inputs), -inputs)
         high = torch.where(inputs < deleted, torch.zeros_like(inputs), 1 - inputs)
-        start = _random_start(inputs, low, high, generator, 0.1)
+        start = _random_start(inputs, low, high, generator)
 
         def task(part: slice) -> _Task:
             if wanted is None:
@@ -186,7 +187,7 @@ def pertinent_positive(
         deleted = _deleted(removal, inputs)
         there = inputs - deleted
         low, high = there.clamp(max=0), there.clamp(min=0)
-        start = _random_start(inputs, low, high, generator, 1.0)
+        start = _random_start(inputs, low, high, generator)
 
         def task(part: slice) -> _Task:
             margin = lambda out: -_ahead(out, kept[part])  # noqa: E731
@@ -360,14 +361,14 @@ def _wide(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _random_start(inputs: Tensor, low: Tensor, high: Tensor, generator: torch.Generator | None, share: float) -> Tensor:
-    """A random place in a part of the box around 0, drawn item by item, so that it does not depend on the batch; or 0."""
+def _random_start(inputs: Tensor, low: Tensor, high: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A random place in the box, drawn item by item, so that it does not depend on the batch; or 0."""
     if generator is None:
         return torch.zeros_like(inputs)
     device = generator.device
     drawn = [torch.rand(one.shape, generator=generator, dtype=torch.float64, device=device) for one in inputs]
     place = torch.stack(drawn).to(inputs)
-    return share * (low + place * (high - low))
+    return low + place * (high - low)
 
 
 # ------------------------------------------------------------------------------------------------------------
