@@ -57,4 +57,4 @@ def test_methods_come_to_the_end_of_their_bars(bars):
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_another_value_is_named(value):
     with pytest.raises(TypeError, match=f"progress must be True or False, got {type(value).__name__}"):
-        progress.check_progress(value)
+        maximization.maximize(nn.Identity().eval(), 0, normalize=None, progress=value)

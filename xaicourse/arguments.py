@@ -29,6 +29,20 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
 
+def check_weight(name: str, value: float) -> None:
+    """TypeError if it is no number, ValueError if it is not at least 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
+def check_switch(name: str, value: bool) -> None:
+    """TypeError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+
+
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None, most_is: str = "") -> None:
     """TypeError if it is no int (or NumPy's), ValueError if it is not from ``least`` to ``most``; ``most_is`` says what."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):

@@ -24,8 +24,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_finite, check_generator, kind
-from .progress import bar, check_progress
+from .arguments import check_count, check_finite, check_generator, check_positive, check_switch, check_weight, kind
+from .progress import bar
 from .removal import Removal, baseline, prepare
 from .scores import Model, check_inputs, check_model, check_outputs, check_target, gradient, pick, run, unchanged
 
@@ -394,15 +394,13 @@ def _check(
     check_inputs(inputs)
     if bool((inputs < 0).any()) or bool((inputs > 1).any()):
         raise ValueError(f"inputs must lie in [0, 1], got values from {inputs.min():.4g} to {inputs.max():.4g}")
-    for name, value in (("beta", beta), ("gamma", gamma), ("kappa", kappa), ("rate", rate)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not 0 <= value < math.inf or (name == "rate" and value == 0):
-            raise ValueError(f"{name} must be {'above' if name == 'rate' else 'at least'} 0 and finite, got {value}")
+    for name, value in (("beta", beta), ("gamma", gamma), ("kappa", kappa)):
+        check_weight(name, value)
+    check_positive("rate", rate)
     for name, count in (("steps", steps), ("searches", searches), ("chunk", chunk)):
         check_count(name, count)
     check_generator(generator)
-    check_progress(progress)
+    check_switch("progress", progress)
     if autoencoder is not None:
         check_model(autoencoder, "autoencoder")
         with unchanged(autoencoder), torch.no_grad():

@@ -24,8 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_finite, check_generator, check_positive, kind
-from .progress import bar, check_progress
+from .arguments import check_count, check_finite, check_generator, check_positive, check_switch, kind
+from .progress import bar
 from .removal import Filling, Removal, prepare
 from .scores import Model, Target, check_inputs, check_model, check_target, unchanged, vary, wide
 
@@ -455,7 +455,7 @@ def _checked(
     check_positive("kernel_width", kernel_width)
     check_generator(generator)
     check_count("chunk", chunk)
-    check_progress(progress)
+    check_switch("progress", progress)
     return target, _default_segments(inputs) if segments is None else _check_segments(segments, inputs), float(alpha)
 
 

@@ -30,9 +30,18 @@ from torchvision.transforms import InterpolationMode
 
 from . import images as photographs
 from . import lrp
-from .arguments import check_count, check_finite, check_generator, check_layer, check_positive, kind
+from .arguments import (
+    check_count,
+    check_finite,
+    check_generator,
+    check_layer,
+    check_positive,
+    check_switch,
+    check_weight,
+    kind,
+)
 from .models import Transform
-from .progress import bar, check_progress
+from .progress import bar
 from .removal import Removal
 from .scores import check_model, run, unchanged
 
@@ -153,13 +162,13 @@ def maximize(
     """
     if parametrisation not in ("pixels", "fourier"):
         raise ValueError(f"parametrisation must be 'pixels' or 'fourier', got {parametrisation!r}")
-    _check_switch(decorrelate=decorrelate)
-    check_progress(progress)
+    check_switch("decorrelate", decorrelate)
+    check_switch("progress", progress)
     check_count("steps", steps)
     check_count("jitter", jitter, least=0)
     check_positive("rate", rate)
     for name, value in (("scale", scale), ("blur", blur), ("total_variation", total_variation), ("l2", l2)):
-        _check_weight(name, value)
+        check_weight(name, value)
     if scale >= 1:
         raise ValueError(f"scale must be below 1, got {scale}")
     check_generator(generator)
@@ -250,7 +259,7 @@ def deepdream(
     if octave_scale <= 1:
         raise ValueError(f"octave_scale must be above 1, got {octave_scale}")
     check_generator(generator)
-    check_progress(progress)
+    check_switch("progress", progress)
     _check_callback(callback)
     check_layer("layer", model, layer)
     place, dtype = _home(model)
@@ -510,7 +519,7 @@ def rank_samples(
     """
     _check_pass(model, samples, layer, pool, by, target, chunk)
     check_count("k", k, most=len(samples), most_is="the number of samples")
-    check_progress(progress)
+    check_switch("progress", progress)
     to_inputs = _normalizing(normalize)
     values = indices = torch.empty(0)
     with torch.inference_mode(False), unchanged(model), bar(-(-len(samples) // chunk), "chunks", progress) as advance:
@@ -1057,19 +1066,6 @@ def _check_size(size: tuple[int, ...]) -> None:
         raise ValueError(f"size must be (C, H, W), got {size!r}")
     for name, value in zip(("channels", "height", "width"), size, strict=True):
         check_count(f"size: {name}", value)
-
-
-def _check_weight(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
-
-
-def _check_switch(**switches: bool) -> None:
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def _check_callback(callback: Callback | None) -> None:

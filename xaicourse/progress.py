@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["bar", "check_progress"]
+__all__ = ["bar"]
 
 
 @contextmanager
@@ -21,9 +21,3 @@ def bar(total: int, unit: str, shown: bool) -> Iterator[Callable[..., object]]:
         return
     with tqdm(total=total, unit=f" {unit}", leave=False) as moving:
         yield moving.update
-
-
-def check_progress(progress: bool) -> None:
-    """TypeError unless ``progress`` is True or False."""
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False, got {type(progress).__name__}")
