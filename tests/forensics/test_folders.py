@@ -338,7 +338,7 @@ def test_what_is_no_image_is_listed_with_the_reason_and_refused_before_any_is_re
     (real / "text.jpg").write_text("not an image")
     (real / "gone.png").symlink_to(tmp_path / "nothing.png")
     flipped = bytearray((real / "a.png").read_bytes())
-    flipped[-20] ^= 1  # within the checksum of the pixels
+    flipped[-13] ^= 1  # of the checksum of the pixels, which decoding alone does not look at
     (real / "flipped.png").write_bytes(bytes(flipped))
     report = folders.check(tmp_path)
     assert {path.name for path in report.unreadable} == {"empty.png", "text.jpg", "gone.png", "flipped.png"}
@@ -357,6 +357,9 @@ def test_files_are_read_when_asked_for_and_then_forgotten(tmp_path):
     assert len(pickle.dumps(images)) == before < 4000  # one image alone has 120,000 values
     write(tmp_path / "g/0_real/a.png", (200, 200), value=(255, 255, 255))
     assert (images[0][0] == 1).all()
+    write(tmp_path / "g/0_real/a.png", (200, 199))
+    with pytest.raises(OSError, match="cannot be read, 200 x 199 pixels, expected at least 200 x 200"):
+        images[0]
     images.paths[0].unlink()
     with pytest.raises(OSError, match=re.escape(f"{tmp_path}/g/0_real/a.png cannot be read, the file is gone")):
         images[0]
@@ -468,7 +471,7 @@ def test_files_of_somebody_else_are_never_touched(tmp_path):
     refused(sample, "linked is something else")
     (sample / "linked").unlink()
     folders.make_sample(sample, count=1)  # a file that is gone does no harm
-    for text in ('{"half/nature/0_real/0000.png": "1"}', "[1]", "3", "no json"):
+    for text in ('{"made_by": "me", "sha256": {}}', '{"half/nature/0_real/0000.png": "1"}', "[1]", "3", "no json"):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other/made_sample.json").write_text(text)
         refused(tmp_path / "other", "made_sample.json is something else")

@@ -124,7 +124,7 @@ def _scan(root: Path) -> tuple[list[Group], list[Path]]:
         )
     if not groups:
         raise ValueError(f"root={str(root)!r} has no group of images; what is expected is\n{LAYOUT}")
-    return sorted(groups, key=lambda group: (group.generator, group.category)), left_out
+    return groups, left_out
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -185,8 +185,8 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     Gray and palette images get three channels, transparency is dropped, CMYK is converted without a colour profile, of
     several frames the first is taken, and images are not turned as their EXIF says. More than 8 bits a channel, floats
-    and CIELAB are refused. A file is read when its item is asked for and then forgotten, so that the
-    set may be larger than memory, and workers of a DataLoader may share it.
+    and CIELAB are refused. A file is read when its item is asked for and then forgotten, so that the set may be larger than
+    memory, and workers of a DataLoader may share it.
 
     ValueError, which names ten files and says how many there are, if images are too small, cannot be opened or are of a refused
     kind: the headers of all files are read first. A file that is damaged further on is an OSError, with its name, when its item
@@ -221,7 +221,10 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.paths[index]
         try:
-            picture = vision.center_crop(_decoded(path), [self.size, self.size])
+            picture = _decoded(path)
+            if why := _tiny(picture.size, self.size):  # it has changed since; the crop would be filled up with black
+                raise ValueError(why)
+            picture = vision.center_crop(picture, [self.size, self.size])
             if picture.mode == "P":
                 picture = picture.convert("RGBA")  # Pillow warns of transparency if a palette becomes RGB at once
             picture = picture.convert("RGB")
