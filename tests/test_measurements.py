@@ -347,7 +347,8 @@ def test_rows_of_one_question_stand_together_and_lead_to_their_notebooks(tmp_pat
     other = replace(row(), question="How much?", measured="Of |R| 19.")
     recorded_in = (Source(15, file="data/labels/found.json", values=SHARE),)
     late = replace(row(sources=recorded_in), method="later", lecture=15, cell="F2")
-    lines = measurements.table([row(), other, late], root=course(tmp_path)).splitlines()
+    drawn = measurements.table([row(), other, late], root=course(tmp_path))
+    lines = drawn.replace("\N{NO-BREAK SPACE}", " ").splitlines()
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert {len(each) for each in cells} == {5}
     assert [each[0] for each in cells] == ["question", ":---", "**Which labels are wrong?**", "", "**How much?**"]
@@ -358,6 +359,11 @@ def test_rows_of_one_question_stand_together_and_lead_to_their_notebooks(tmp_pat
         "[03 · A1](03_labels.ipynb)",
     ]
     assert cells[4][2] == r"Of \|R\| 19."
+
+
+def test_a_line_of_the_table_does_not_end_within_an_interval(tmp_path):
+    drawn = measurements.table([row("Found 0.4 ± 0.1 and 37 %.")], root=course(tmp_path))
+    assert "0.4\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1 and 37\N{NO-BREAK SPACE}%." in drawn
 
 
 def test_the_table_of_the_course_has_every_row_and_every_link_leads_somewhere():

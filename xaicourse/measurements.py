@@ -155,7 +155,7 @@ def table(measurements: list[Measurement], *, root: str | Path | None = None) ->
     lines = ["| question | method | measured in this course | caution | where |", "|:---|:---|:---|:---|:---|"]
     for question in dict.fromkeys(row.question for row in measurements):
         for number, row in enumerate(row for row in measurements if row.question == question):
-            names = ", ".join(f"`{each}`" for each in row.functions)
+            names = "<br>".join(f"`{each}`" for each in row.functions)
             said = [
                 f"**{_escaped(question)}**" if number == 0 else "",
                 f"{_escaped(row.method)}<br>{names}",
@@ -407,7 +407,8 @@ def _occurs(said: list[_Number], known: list[list[_Number]]) -> bool:
 
 
 def _escaped(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").split())
+    text = " ".join(text.replace("|", r"\|").split())
+    return re.sub(r" (?=±|%)|(?<=±) ", "\N{NO-BREAK SPACE}", text)  # no line ends within "3.11 ± 0.79" or "37 %"
 
 
 def _where(row: Measurement, root: Path) -> str:
@@ -418,7 +419,7 @@ def _where(row: Measurement, root: Path) -> str:
             cells.setdefault(source.lecture, source.cell)
     links = []
     for lecture, cell in cells.items():
-        label = f"{lecture:02d} · {cell}" if cell else f"{lecture:02d}"
+        label = f"{lecture:02d}\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}{cell}" if cell else f"{lecture:02d}"
         path = _notebook(lecture, root)
         links.append(f"[{label}]({path.name})" if path else label)
     return ", ".join([*links, *dict.fromkeys(f"`{source.file}`" for source in row.sources if source.file)])
