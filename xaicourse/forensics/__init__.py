@@ -1,0 +1,1 @@
+"""Case C: what detectors of counterfeit images look at, and the generator behind the counterfeits. Lecture 15."""
