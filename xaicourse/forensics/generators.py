@@ -1,9 +1,9 @@
 """Small generators of counterfeit patches, which differ in one thing: how they make a picture larger. Lecture 15.
 
-An autoencoder squeezes a patch into a code and its decoder, the generator G, makes a patch of the code: x = G(z). Four of them
-are the same but for the step that doubles height and width, and each leaves traces of its own: a transposed convolution weaves a
-checkerboard (Odena et al. 2016, Deconvolution and checkerboard artifacts, Distill), a pixel shuffle a grid of period two,
-nearest and bilinear interpolation their spectra (Durall et al. 2020, Watch your up-convolution, CVPR).
+An autoencoder squeezes a patch into a code of half its height and width, and its decoder, the generator G, makes a patch of the
+code: x = G(z). Four of them are the same but for the step that doubles height and width, and each leaves traces of its own: a
+transposed convolution weaves a checkerboard (Odena et al. 2016, Deconvolution and checkerboard artifacts, Distill), a pixel
+shuffle a grid of period two, and every way of enlarging has its spectrum (Durall et al. 2020, Watch your up-convolution, CVPR).
 
     G = generators.train("transposed", photographs, seed=0)
     fake = generators.counterfeit(G, real)          # the same patches, made by G, as a file would have them
@@ -26,7 +26,7 @@ from . import patches
 __all__ = ["KINDS", "Autoencoder", "counterfeit", "train"]
 
 _log = logging.getLogger(__name__)
-_CODE = 12  # channels of the code, at a quarter of the width and height: 768 numbers for a patch of 3,072
+_CODE = 8  # channels of the code, at half the width and height: 2,048 numbers for a patch of 3,072
 
 
 def _transposed(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -51,26 +51,25 @@ KINDS: dict[str, Callable[[int, int], list[nn.Module]]] = {
 
 
 class Autoencoder(nn.Module):
-    """Patches (N, 3, 32, 32) to codes (N, 12, 8, 8) and back; ``decoder`` is the generator.
+    """Patches (N, 3, 32, 32) to codes (N, 8, 16, 16) and back; ``decoder`` is the generator.
 
     The decoder has no bias in its convolutions, and batch norms after all but the last. Its output is not clipped: values
-    outside [0, 1] are possible, and ``counterfeit`` clips them.
+    outside [0, 1] are possible, and ``counterfeit`` clips them. ValueError for a kind that is none of ``KINDS``.
     """
 
     def __init__(self, kind: str, width: int = 32) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        up = KINDS[kind]
+        self.kind = kind
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(2 * width, _CODE, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width, _CODE, 3, padding=1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
             nn.Conv2d(_CODE, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(),
-            *up(2 * width, width), nn.BatchNorm2d(width), nn.ReLU(),
-            *up(width, width), nn.BatchNorm2d(width), nn.ReLU(),
+            *KINDS[kind](2 * width, width), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, 3, 3, padding=1, bias=False),
         )  # fmt: skip
 
@@ -86,7 +85,7 @@ def counterfeit(model: Autoencoder, real: Tensor, *, chunk: int = 256) -> Tensor
 
 
 def train(
-    kind: str, photographs: tuple[str, ...], *, seed: int = 0, steps: int = 600, progress: bool = False
+    kind: str, photographs: tuple[str, ...], *, seed: int = 0, steps: int = 400, progress: bool = False
 ) -> Autoencoder:
     """Train one autoencoder to reproduce patches of these photographs (mean absolute error, Adam, one cycle).
 
@@ -97,12 +96,12 @@ def train(
         torch.manual_seed(seed)
         model = Autoencoder(kind).train()
     generator = torch.Generator().manual_seed(seed)
-    pool = patches.crop(photographs, 4000, generator=generator)
+    pool = patches.crop(photographs, 3000, generator=generator)
     optimiser = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
     with bar(steps, "steps", progress) as advance:
         for _ in range(steps):
-            x = pool[torch.randint(len(pool), (64,), generator=generator)]
+            x = pool[torch.randint(len(pool), (48,), generator=generator)]
             loss = F.l1_loss(model(x), x)
             optimiser.zero_grad()
             loss.backward()

@@ -9,7 +9,9 @@ split is the photographs, never the crops.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 from .. import images
 from ..arguments import check_count, check_generator
 
-__all__ = ["GRAY", "PHOTOGRAPHS", "SIZE", "Split", "crop", "grayscale", "quantise", "split"]
+__all__ = ["GRAY", "PHOTOGRAPHS", "SIZE", "Pictures", "Split", "crop", "grayscale", "luma", "quantise", "split", "take"]
 
 SIZE = 32
 """Pixels along a side of a patch."""
@@ -32,6 +34,14 @@ PHOTOGRAPHS = tuple(name for name in images.names() if name not in GRAY)
 # A patch as flat as this shows nothing that a generator could get wrong: the night sky, the rim of a lens.
 _LEAST_CONTRAST = 0.03
 _LUMA = (0.299, 0.587, 0.114)
+
+
+class Pictures(Protocol):
+    """A tensor (N, 3, H, W), or a data set whose items are pictures (3, H, W), or pictures with their label."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: Any) -> Any: ...
+
 
 Split = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
@@ -56,8 +66,8 @@ def crop(names: tuple[str, ...] | list[str], count: int, *, generator: torch.Gen
     generator  where; None: at the same places each time
 
     Returns float32 (count, 3, 32, 32) in [0, 1], RGB, in multiples of 1/255 as a file would have them. Halving the size
-    first removes the grid of 8 x 8 blocks that JPEG left in some of the files: it would tell real ones from others. Patches whose
-    luma varies by less than 0.03 (standard deviation) are left out.
+    first removes the grid of 8 x 8 blocks that JPEG left in some of the files: it would tell real ones from others. Patches
+    whose luma varies by less than 0.03 (standard deviation) are left out.
 
     TypeError or ValueError for unknown names and a count below 1.
     """
@@ -77,8 +87,16 @@ def crop(names: tuple[str, ...] | list[str], count: int, *, generator: torch.Gen
     return torch.stack(cut)
 
 
+def take(pictures: Pictures, at: Iterable[int]) -> Tensor:
+    """The pictures of these numbers as one tensor, read from a tensor or from a data set."""
+    if isinstance(pictures, Tensor):
+        return pictures[torch.as_tensor(list(at))]
+    items = [pictures[each] for each in at]
+    return torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
+
+
 def quantise(pictures: Tensor) -> Tensor:
-    """Clip to [0, 1] and round to multiples of 1/255, as writing a file does: counterfeits go through files as photographs do."""
+    """Clip to [0, 1] and round to multiples of 1/255, as writing a file does; photographs have been through one."""
     return pictures.clamp(0, 1).mul(255).round().div(255)
 
 
@@ -88,7 +106,7 @@ def luma(pictures: Tensor) -> Tensor:
 
 
 def grayscale(pictures: Tensor) -> Tensor:
-    """The same pictures without colour, three equal channels: (…, 3, H, W) in [0, 1] to the same shape, on the grid of 8 bits."""
+    """The same pictures without colour, three equal channels, in multiples of 1/255: (…, 3, H, W) to the same shape."""
     if pictures.dim() < 3 or pictures.shape[-3] != 3:
         raise ValueError(f"pictures must have shape (…, 3, H, W), got {tuple(pictures.shape)}")
     return quantise(luma(pictures)).expand_as(pictures).contiguous()
