@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["DATA", "read", "write"]
+__all__ = ["DATA", "read", "there", "write"]
 
 DATA = Path(__file__).parents[1] / "data"
 """What the course ships beside the package, in folders of their own."""
@@ -30,6 +30,11 @@ def read(model: nn.Module, file: Path, *, made_by: str) -> nn.Module:
     state = torch.load(file, weights_only=True)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval()
+
+
+def there(file: Path) -> bool:
+    """Whether a file of weights is there, whole: as the ``sha256sums`` beside it has it."""
+    return file.exists() and _checksums(file.parent).get(file.name) == _sha256(file)
 
 
 def write(model: nn.Module, file: Path) -> None:

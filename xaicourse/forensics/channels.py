@@ -24,8 +24,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from torch import Tensor, distributed, nn
 from .. import lrp
 from ..arguments import check_count
 from ..progress import bar
+from ..scores import check_model
 from .patches import Pictures, take
 
 __all__ = ["COMPOSITE", "Channel", "Ranking", "fingerprint", "norms", "rank", "relevance"]
@@ -150,6 +153,7 @@ def rank(
 
     ValueError if no counterfeit is called so with that probability: at chance there is nothing to rank.
     """
+    check_model(model)
     check_count("shard", shard)
     if not 0 <= least < 1:
         raise ValueError(f"least must be a probability, from 0 to below 1, got {least}")
@@ -174,9 +178,7 @@ def rank(
         for start in mine:
             pictures = range(start, min(start + shard, len(fake)))
             file = None if folder is None else folder / f"{start // shard:06d}.pt"
-            sums += _kept(
-                file, lambda pictures=pictures: _shard(model, fake, pictures, least, composite, within, device)
-            )
+            sums += _kept(file, partial(_shard, model, fake, pictures, least, composite, within, device))
             advance()
     if _shared():
         on = sums.to(device) if distributed.get_backend() == "nccl" else sums
@@ -212,12 +214,14 @@ def _kept(file: Path | None, compute: Callable[[], Tensor]) -> Tensor:
     """What the file holds, or else the result of the computation, which is then written whole or not at all."""
     if file is None:
         return compute()
-    if not file.exists():
+    try:
+        return torch.load(file, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):  # it is not there, or was cut off with the power
         sums = compute()
-        beside = file.with_suffix(f".{os.getpid()}")
-        torch.save(sums, beside)
-        beside.replace(file)
-    return torch.load(file, weights_only=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    torch.save(sums, beside)
+    beside.replace(file)
+    return sums
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_generator, check_positive
+from ..scores import check_model
 from . import patches
 from .channels import Channel, norms
 
@@ -32,6 +33,7 @@ def maxima(model: nn.Module, pictures: Tensor, *, chunk: int = 128) -> dict[str,
 
     Returns (N, channels) by path of the batch norm.
     """
+    check_model(model)
     found: dict[str, list[Tensor]] = {path: [] for path in norms(model)}
     handles = [
         norm.register_forward_hook(lambda _m, _x, y, path=path: found[path].append(y.flatten(2).amax(2).cpu()))
@@ -138,6 +140,7 @@ def tuning(model: nn.Module, *, count: int = 128, generator: torch.Generator | N
 
     Returns (channels,) by path of the batch norm.
     """
+    check_model(model)
     check_generator(generator)
     noise = torch.randn(count, 1, patches.SIZE, patches.SIZE, generator=generator or torch.Generator().manual_seed(0))
     device, variances = next(model.parameters()).device, []

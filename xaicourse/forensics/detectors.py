@@ -23,6 +23,7 @@ from torchvision.io import decode_image, encode_jpeg
 from .. import models
 from ..arguments import check_count, check_generator, check_weight, kind
 from ..progress import bar
+from ..scores import check_model
 from . import patches
 
 __all__ = [
@@ -185,15 +186,17 @@ def logits(detector: nn.Module, pictures: patches.Pictures, *, gray: bool = Fals
 
     Where torch.distributed is initialised, the processes share the chunks out, and all return all logits.
     """
+    check_model(detector, "detector")
     _check_pictures("pictures", pictures)
     device = next(detector.parameters()).device
-    here, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    shared = distributed.is_available() and distributed.is_initialized()
+    here, processes = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)
     found = torch.zeros(len(pictures))
     with torch.no_grad():
         for start in range(here * chunk, len(pictures), processes * chunk):
             x = patches.take(pictures, range(start, min(start + chunk, len(pictures)))).to(device)
             found[start : start + len(x)] = detector(patches.grayscale(x) if gray else x)[:, 0].cpu()
-    if distributed.is_initialized():  # every entry comes from one process, and is 0 in the others
+    if shared:  # every entry comes from one process, and is 0 in the others
         on = found.to(device) if distributed.get_backend() == "nccl" else found
         distributed.all_reduce(on)
         found = on.cpu()
@@ -210,8 +213,8 @@ def threshold(real: Tensor, fake: Tensor) -> float:
     truth = torch.cat([torch.zeros(len(real)), torch.ones(len(fake))])
     false_alarms, hits, cuts = roc_curve(truth.numpy(), torch.cat([real, fake]).double().numpy())
     best = int((hits - false_alarms).argmax())
-    if not 0 < best < len(cuts) - 1:
-        return float(cuts[min(max(best, 1), len(cuts) - 1)])
+    if best == 0:  # no cut beats calling everything real
+        return float(cuts[1] + 1)
     below = torch.cat([real, fake]).double()
     below = below[below < cuts[best]]
     return float((cuts[best] + below.max().item()) / 2)  # half way to the next picture, not on one
@@ -237,7 +240,8 @@ def quality(real: Tensor, fake: Tensor, cut: float) -> Quality:
 
     truth = torch.cat([torch.zeros(len(real)), torch.ones(len(fake))]).numpy()
     precision = float(average_precision_score(truth, torch.cat([real, fake]).double().numpy()))
-    return Quality(precision, (real < cut).float().mean().item(), (fake >= cut).float().mean().item())
+    below, above = real.double() < cut, fake.double() >= cut  # in float32 the cut itself would be rounded
+    return Quality(precision, below.float().mean().item(), above.float().mean().item())
 
 
 def check_detects(real: Tensor, fake: Tensor, *, level: float = 0.01) -> None:

@@ -5,7 +5,7 @@ A generator with its detector, z -> D(G(z)), is one network, and LRP explains it
 and switched off: does the detector still call the picture counterfeit, and what does the picture look like?
 
     network = fooling.Counterfeiter(autoencoder, detector)
-    ranking = channels.rank(network, fooling.codes(autoencoder, real), within="decoder.")
+    ranking = channels.rank(network, fooling.codes(autoencoder, real), composite="epsilon_plus", within="decoder.")
     fooling.attack(network, codes, ranking.top(8))      # Attack(detected=…, distortion=…, pictures=…)
 
 Chandrasegaran et al. 2022, ECCV; the lecture reports that the detector is fooled, by pictures that look absurd.

@@ -1,0 +1,245 @@
+"""One detector on one collection of pictures: trained, ranked, ablated, evaluated, each step kept as it is done. Lecture 15.
+
+    run = experiment.Run(folder, sets, "small", seed=3)
+    run.train(); run.rank(); run.ablate(); run.evaluate()
+
+Every step writes one file, whole or not at all, and does nothing where its file is there: a run that was killed goes on. Steps that
+read pictures share the work out under ``torchrun``; the first process writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from .. import weights
+from . import ablation, channels, colour, detectors, looks, patches
+from .channels import Channel, Ranking
+from .detectors import Detector
+from .miniature import Sets
+
+__all__ = ["ARMS", "K", "Run", "keep", "versions"]
+
+ARMS = {"colour": (0.0, 0.0), "gray": (0.5, 0.0), "both gray": (0.5, 0.5)}
+"""Shares of counterfeits and of real pictures that are gray in training: none; half of the counterfeits, as in the lecture; half
+of both, the control in which "gray" says nothing."""
+
+K = {"small": 30, "efficientnet_lite0": 27, "resnet50": 114}
+"""How many channels are ablated; the paper's numbers for the large networks (its EfficientNet is B0)."""
+
+_DRAWS = 5
+_LOOKED_AT = 48  # pictures whose strongest places are sought
+_STEPS = {"small": 500, "efficientnet_lite0": 150, "resnet50": 150}
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One detector, one seed.
+
+    folder      where results are kept
+    sets        the pictures
+    name        of the detector, out of ``detectors.NAMES``
+    seed        of its training and of all random draws
+    device      where it runs
+    pretrained  whether it starts from ImageNet's weights
+    steps       of training; None: what suits the detector
+    k           how many channels are ablated; None: ``K``
+    """
+
+    folder: Path
+    sets: Sets
+    name: str
+    seed: int
+    device: str = "cpu"
+    pretrained: bool = True
+    steps: int | None = None
+    k: int | None = None
+    progress: bool = False
+    _read: dict[str, Detector] = field(default_factory=dict, repr=False)
+
+    def detector(self, arm: str = "colour") -> Detector:
+        """The trained detector of an arm of ``ARMS``, read from its file; FileNotFoundError if it has not been trained."""
+        if arm not in self._read:
+            blank = detectors.build(self.name, pretrained=False)
+            made = weights.read(blank, self._weights(arm), made_by="python -m xaicourse.forensics train")
+            self._read[arm] = made.to(self.device)  # type: ignore[assignment]
+        return self._read[arm]
+
+    def train(self, arms: Sequence[str] = tuple(ARMS)) -> None:
+        """Train a detector for each arm that has none yet."""
+        for arm in arms:
+            if weights.there(self._weights(arm)):
+                continue
+            gray, gray_real = ARMS[arm]
+            blank = detectors.build(self.name, pretrained=self.pretrained, seed=self.seed).to(self.device)
+            made = detectors.train(
+                blank,
+                self.sets.train.real,
+                self.sets.train.fake,
+                seed=self.seed,
+                steps=self.steps or _STEPS[self.name],
+                gray=gray,
+                gray_real=gray_real,
+                progress=self.progress,
+            )
+            weights.write(made, self._weights(arm))
+            _log.info("%s, seed %d: detector %s trained", self.name, self.seed, arm)
+
+    def rank(self) -> Ranking:
+        """Rank the channels of the detector that was trained in colour; ValueError if it is at chance."""
+        file = self.folder / "ranking.json"
+        if not file.exists():
+            self._cut("colour")  # refuses a detector at chance
+            # of training pictures, as in the paper: tested ones take no part in the choice of channels
+            made = channels.rank(self.detector(), self.sets.train.fake, folder=self.folder, progress=self.progress)
+            if _first():
+                made.save(file)
+            _wait()
+        return Ranking.load(file, self.detector())
+
+    def ablate(self) -> dict[str, Any]:
+        """Average precision and accuracies on every generator with channels off: of each kind, after and before the batch norm."""
+        return keep(self.folder / "ablate.json", self._ablate)
+
+    def evaluate(self) -> dict[str, Any]:
+        """All arms in colour and gray on every generator; how activations shift; where the top channels look."""
+        return keep(self.folder / "evaluate.json", self._evaluate)
+
+    def _weights(self, arm: str) -> Path:
+        return self.folder / f"{arm.replace(' ', '_')}.pt"
+
+    def _cut(self, arm: str) -> float:
+        real, fake = (
+            detectors.logits(self.detector(arm), p) for p in (self.sets.validation.real, self.sets.validation.fake)
+        )
+        detectors.check_detects(real, fake)
+        return detectors.threshold(real, fake)
+
+    def _quality(self, model: nn.Module, cut: float) -> dict[str, Any]:
+        """On every generator; real pictures that generators share are looked at once."""
+        seen: dict[int, Tensor] = {}
+        found = {}
+        for generator, pair in self.sets.test.items():
+            if id(pair.real) not in seen:
+                seen[id(pair.real)] = detectors.logits(model, pair.real)
+            found[generator] = asdict(detectors.quality(seen[id(pair.real)], detectors.logits(model, pair.fake), cut))
+        return found
+
+    def _chosen(self, kind: str, k: int) -> list[list[Channel]]:
+        ranking, random = self.rank(), torch.Generator().manual_seed(self.seed)
+        draws = _DRAWS if kind in ("random", "layer-matched") else 1
+        return [ablation.choose(ranking, k, kind, generator=random) for _ in range(draws)]
+
+    def _ablate(self) -> dict[str, Any]:
+        detector, cut, k = self.detector(), self._cut("colour"), self.k or K[self.name]
+        found: dict[str, Any] = {"k": k, "channels": len(self.rank().channels), "threshold": cut}
+        found["layers"] = dict(sorted(_count(path for path, _ in self.rank().top(k)).items()))
+        found["baseline"] = self._quality(detector, cut)
+        for where in ("after", "before"):
+            found[where] = {}
+            for kind in ablation.KINDS:
+                draws = []
+                for chosen in self._chosen(kind, k):
+                    with ablation.ablated(detector, chosen, where=where):
+                        draws.append(self._quality(detector, cut))
+                found[where][kind] = _average(draws)
+            _log.info("%s, seed %d: ablated %s the batch norm", self.name, self.seed, where)
+        return found
+
+    def _evaluate(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"arms": {}}
+        for arm in ARMS:
+            if not self._weights(arm).exists():
+                continue
+            model, cut = self.detector(arm), self._cut(arm)
+            found["arms"][arm] = {"threshold": cut}
+            real = {gray: {} for gray in (False, True)}  # type: ignore[var-annotated]
+            for generator, pair in self.sets.test.items():
+                for gray in (False, True):
+                    if id(pair.real) not in real[gray]:
+                        real[gray][id(pair.real)] = detectors.logits(model, pair.real, gray=gray)
+                fake = {gray: detectors.logits(model, pair.fake, gray=gray) for gray in (False, True)}
+                at = id(pair.real)
+                found["arms"][arm][generator] = {
+                    "colour": asdict(detectors.quality(real[False][at], fake[False], cut)),
+                    "gray": asdict(detectors.quality(real[False][at], fake[True], cut)),
+                    "all gray": asdict(detectors.quality(real[True][at], fake[True], cut)),
+                }
+        k, sample = self.k or K[self.name], patches.take(self.sets.test[self.sets.seen].fake, range(200))
+        found["activations"] = {}
+        found["looks"] = {}
+        for kind in ("top", "layer-matched"):
+            rows, where = [], []
+            for chosen in self._chosen(kind, k):
+                shift = colour.shifts(self.detector(), sample, chosen)
+                rows.append({test: shift.found(test).double().mean().item() for test in ("median", "paired")})
+                where.append(self._colour_looked_at(sample[:_LOOKED_AT], chosen))
+            found["activations"][kind] = _average(rows)
+            found["looks"][kind] = mean(where)
+        return found
+
+    def _colour_looked_at(self, pictures: Tensor, chosen: Sequence[Channel]) -> float:
+        """Colourfulness of the regions where channels have their largest relevance, relative to that of the whole pictures."""
+        places, _ = looks.strongest(self.detector(), pictures.to(self.device), chosen)
+        field: dict[tuple[str, int, int], looks.Box] = {}
+        of_pixels, ratios = looks.colourfulness(pictures), []
+        for c, (path, _index) in enumerate(chosen):
+            for i, (row, column) in enumerate(places[:, c].tolist()):
+                key = (path, row, column)
+                if key not in field:
+                    field[key] = looks.receptive_field(self.detector(), path, (row, column), pictures.shape[-2:])
+                top, left, bottom, right = field[key]
+                ratios.append(of_pixels[i, top:bottom, left:right].mean() / of_pixels[i].mean().clamp(min=1e-6))
+        return float(torch.stack(ratios).mean())
+
+
+def keep(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file holds, or else the result of the computation, which is then written, whole or not at all."""
+    if not file.exists():
+        found = compute() | {"versions": versions()}
+        if _first():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_suffix(".part")
+            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            beside.replace(file)
+        _wait()
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "numpy")}
+
+
+def _average(draws: Sequence[Any]) -> Any:
+    """The mean of numbers in dictionaries of one shape: the lecture averages accuracies over draws, not probabilities."""
+    if isinstance(draws[0], dict):
+        return {key: _average([draw[key] for draw in draws]) for key in draws[0]}
+    return mean(draws)
+
+
+def _count(items: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in items:
+        found[item] = found.get(item, 0) + 1
+    return found
+
+
+def _first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _wait() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
