@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.io import decode_image, encode_jpeg
 
 from .. import models
-from ..arguments import check_count, check_generator, check_weight, kind
+from ..arguments import check_count, check_generator, check_positive, check_weight, kind
 from ..progress import bar
 from ..scores import check_model
 from . import patches
@@ -93,12 +93,17 @@ def build(name: str = "small", *, pretrained: bool = True, seed: int = 0) -> Det
 
 
 def augment(
-    pictures: Tensor, *, blur: float = 0.5, jpeg: float = 0.5, generator: torch.Generator | None = None
+    pictures: Tensor,
+    *,
+    blur: float = 0.5,
+    jpeg: float = 0.5,
+    sigma: float = 3.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Blur and compress some of the pictures, so that a detector cannot live on what every copy loses.
 
     pictures  (N, 3, H, W) in [0, 1]
-    blur      the probability of a Gaussian blur, whose sigma is drawn from 0 to 3 pixels
+    blur      the probability of a Gaussian blur, whose sigma is drawn from 0 to ``sigma`` pixels
     jpeg      the probability of JPEG, whose quality is drawn from 30 to 100; it comes after the blur
 
     Returns new pictures of the same shape. ValueError for a probability above 1 (Wang et al. 2020, with both at one half).
@@ -107,10 +112,11 @@ def augment(
         check_weight(name, probability)
         if probability > 1:
             raise ValueError(f"{name} must be a probability, from 0 to 1, got {probability}")
+    check_positive("sigma", sigma)
     check_generator(generator)
     count, sides = len(pictures), min(pictures.shape[-2:])
     blurred, compressed = torch.rand(2, count, generator=generator) < torch.tensor([[blur], [jpeg]])
-    sigmas = (3 * torch.rand(count, generator=generator)).tolist()
+    sigmas = (sigma * torch.rand(count, generator=generator)).tolist()
     qualities = torch.randint(30, 101, (count,), generator=generator).tolist()
     out = pictures.clone()
     for at in range(count):
@@ -133,6 +139,7 @@ def train(
     rate: float | None = None,
     gray: float = 0.0,
     gray_real: float = 0.0,
+    sigma: float = 3.0,
     progress: bool = False,
 ) -> Detector:
     """Train a detector, in place, with binary cross-entropy, Adam, and blur and JPEG for half of the pictures.
@@ -141,6 +148,7 @@ def train(
     rate        the step size; None: 1e-3 from scratch, 3e-4 for a network that ImageNet has trained
     gray        the share of counterfeits that lose their colour first (lecture 15: one half)
     gray_real   the same for real pictures
+    sigma       the strongest blur, in pixels
 
     Returns the detector in evaluation mode. Random numbers outside are left as they were.
     """
@@ -162,7 +170,7 @@ def train(
         torch.manual_seed(seed)  # of dropout
         for _ in range(steps):
             drawn = [_draw(*each, generator) for each in zip((real, fake), colourless, strict=True)]
-            x = augment(torch.cat(drawn), generator=generator).to(device)
+            x = augment(torch.cat(drawn), sigma=sigma, generator=generator).to(device)
             loss = F.binary_cross_entropy_with_logits(detector(x), truth)
             optimiser.zero_grad()
             loss.backward()

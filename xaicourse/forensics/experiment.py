@@ -3,8 +3,8 @@
     run = experiment.Run(folder, sets, "small", seed=3)
     run.train(); run.rank(); run.ablate(); run.evaluate()
 
-Every step writes one file, whole or not at all, and does nothing where its file is there: a run that was killed goes on. Steps that
-read pictures share the work out under ``torchrun``; the first process writes.
+Every step writes one file, whole or not at all, and does nothing where its file is there: a run that was killed goes on. Steps
+that read pictures share the work out under ``torchrun``; the first process writes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .miniature import Sets
 __all__ = ["ARMS", "K", "Run", "keep", "versions"]
 
 ARMS = {"colour": (0.0, 0.0), "gray": (0.5, 0.0), "both gray": (0.5, 0.5)}
-"""Shares of counterfeits and of real pictures that are gray in training: none; half of the counterfeits, as in the lecture; half
-of both, the control in which "gray" says nothing."""
+"""Shares of counterfeits and of real pictures that are gray in training: none; half of the counterfeits, as in the lecture;
+half of both, the control in which "gray" says nothing."""
 
 K = {"small": 30, "efficientnet_lite0": 27, "resnet50": 114}
 """How many channels are ablated; the paper's numbers for the large networks (its EfficientNet is B0)."""
@@ -100,7 +100,7 @@ class Run:
         """Rank the channels of the detector that was trained in colour; ValueError if it is at chance."""
         file = self.folder / "ranking.json"
         if not file.exists():
-            self._cut("colour")  # refuses a detector at chance
+            self.cut("colour")  # refuses a detector at chance
             # of training pictures, as in the paper: tested ones take no part in the choice of channels
             made = channels.rank(self.detector(), self.sets.train.fake, folder=self.folder, progress=self.progress)
             if _first():
@@ -109,7 +109,7 @@ class Run:
         return Ranking.load(file, self.detector())
 
     def ablate(self) -> dict[str, Any]:
-        """Average precision and accuracies on every generator with channels off: of each kind, after and before the batch norm."""
+        """Average precision and accuracies on every generator with channels off: each kind, after and before the batch norm."""
         return keep(self.folder / "ablate.json", self._ablate)
 
     def evaluate(self) -> dict[str, Any]:
@@ -119,7 +119,8 @@ class Run:
     def _weights(self, arm: str) -> Path:
         return self.folder / f"{arm.replace(' ', '_')}.pt"
 
-    def _cut(self, arm: str) -> float:
+    def cut(self, arm: str = "colour") -> float:
+        """The threshold of an arm's detector on validation pictures; ValueError if it is at chance there."""
         real, fake = (
             detectors.logits(self.detector(arm), p) for p in (self.sets.validation.real, self.sets.validation.fake)
         )
@@ -142,7 +143,7 @@ class Run:
         return [ablation.choose(ranking, k, kind, generator=random) for _ in range(draws)]
 
     def _ablate(self) -> dict[str, Any]:
-        detector, cut, k = self.detector(), self._cut("colour"), self.k or K[self.name]
+        detector, cut, k = self.detector(), self.cut("colour"), self.k or K[self.name]
         found: dict[str, Any] = {"k": k, "channels": len(self.rank().channels), "threshold": cut}
         found["layers"] = dict(sorted(_count(path for path, _ in self.rank().top(k)).items()))
         found["baseline"] = self._quality(detector, cut)
@@ -162,7 +163,7 @@ class Run:
         for arm in ARMS:
             if not self._weights(arm).exists():
                 continue
-            model, cut = self.detector(arm), self._cut(arm)
+            model, cut = self.detector(arm), self.cut(arm)
             found["arms"][arm] = {"threshold": cut}
             real = {gray: {} for gray in (False, True)}  # type: ignore[var-annotated]
             for generator, pair in self.sets.test.items():
@@ -198,7 +199,7 @@ class Run:
             for i, (row, column) in enumerate(places[:, c].tolist()):
                 key = (path, row, column)
                 if key not in field:
-                    field[key] = looks.receptive_field(self.detector(), path, (row, column), pictures.shape[-2:])
+                    field[key] = looks.receptive_field(self.detector(), path, (row, column), list(pictures.shape[-2:]))
                 top, left, bottom, right = field[key]
                 ratios.append(of_pixels[i, top:bottom, left:right].mean() / of_pixels[i].mean().clamp(min=1e-6))
         return float(torch.stack(ratios).mean())

@@ -68,8 +68,8 @@ class Autoencoder(nn.Module):
             nn.Conv2d(width, _CODE, 3, padding=1),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Conv2d(_CODE, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(),
-            *KINDS[kind](2 * width, width), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(_CODE, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            *KINDS[kind](width, width), nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, 3, 3, padding=1, bias=False),
         )  # fmt: skip
 
@@ -85,7 +85,7 @@ def counterfeit(model: Autoencoder, real: Tensor, *, chunk: int = 256) -> Tensor
 
 
 def train(
-    kind: str, photographs: tuple[str, ...], *, seed: int = 0, steps: int = 400, progress: bool = False
+    kind: str, photographs: tuple[str, ...], *, seed: int = 0, steps: int = 350, progress: bool = False
 ) -> Autoencoder:
     """Train one autoencoder to reproduce patches of these photographs (mean absolute error, Adam, one cycle).
 

@@ -40,7 +40,7 @@ def strongest(
     return torch.stack(places, 1), torch.stack([best.values for best in most], 1)
 
 
-def receptive_field(model: nn.Module, path: str, place: tuple[int, int], size: tuple[int, int]) -> Box:
+def receptive_field(model: nn.Module, path: str, place: tuple[int, int], size: Sequence[int]) -> Box:
     """The pixels that an entry of a batch norm's output can depend on.
 
     place  row and column of the entry in its map

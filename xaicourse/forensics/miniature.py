@@ -1,22 +1,28 @@
 """The experiment in miniature: real patches, four generators, and the sets to train, validate and test on. Lecture 15.
 
-Each seed deals the photographs anew, trains its own generators on the training photographs, and has them make counterfeits of all
-patches. Detectors see those of one generator, the seen one.
+Each seed deals the photographs anew, trains its own generators on the training photographs, and has them make counterfeits of
+all patches. Detectors see those of one generator, the seen one.
+
+Two further experiments need generators or real patches of our own: ``planted``, in which the trace is known, and ``fooled``, in
+which the generator loses the channels that give it away.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .. import weights
-from . import generators, patches
+from . import ablation, channels, colour, detectors, fooling, generators, patches
 from .generators import Autoencoder
 from .patches import Pictures
 
-__all__ = ["SEEN", "Pair", "Sets", "autoencoders", "sets"]
+__all__ = ["SEEN", "Pair", "Sets", "autoencoders", "fooled", "planted", "sets"]
 
 SEEN = "transposed"
 """The generator whose counterfeits the detectors are trained on."""
@@ -57,10 +63,11 @@ def autoencoders(seed: int, folder: Path, *, progress: bool = False) -> dict[str
     train, _, _ = patches.split(seed)
     found = {}
     for kind in generators.KINDS:
-        file = folder / f"{kind.replace(' ', '_')}.pt"
+        file, model = folder / f"{kind.replace(' ', '_')}.pt", Autoencoder(kind)
         if not weights.there(file):
             weights.write(generators.train(kind, train, seed=seed, progress=progress), file)
-        found[kind] = weights.read(Autoencoder(kind), file, made_by=_MADE_BY)
+        weights.read(model, file, made_by=_MADE_BY)
+        found[kind] = model
     return found
 
 
@@ -78,3 +85,84 @@ def sets(seed: int, made: dict[str, Autoencoder]) -> Sets:
     pairs = {part: Pair(real[part], generators.counterfeit(made[SEEN], real[part])) for part in ("train", "validation")}
     test = {kind: Pair(real["test"], generators.counterfeit(G, real["test"])) for kind, G in made.items()}
     return Sets(SEEN, pairs["train"], pairs["validation"], test)
+
+
+def planted(seed: int, artefact: str, *, steps: int = 300, strength: float = 0.03) -> dict[str, Any]:
+    """Plant an artefact in real patches, train a small detector on it, and ask the ranking which channels it lives on.
+
+    artefact  "chroma" or "luma", see ``colour.plant``
+    strength  of the artefact, root mean square
+
+    Returns the detector's average precision on tested patches; and "outrank", the probability that of two channels of one
+    layer the one tuned to colour (``colour.tuning``) is the more relevant: one half where tuning does not matter. It is the
+    mean over layers of the Mann-Whitney statistic between the channels in the upper and in the lower half of a layer's tuning.
+    "random" is the same for a random ranking.
+    """
+    train, validation, test = (
+        0.1 + 0.8 * patches.crop(names, count, generator=torch.Generator().manual_seed(7000 + 10 * seed + at))
+        for at, (names, count) in enumerate(zip(patches.split(seed), (2000, 400, 400), strict=True))
+    )
+    phase = torch.Generator().manual_seed(seed)
+    real = [patches.quantise(part) for part in (train, validation, test)]
+    fake = [colour.plant(part, artefact, strength, generator=phase) for part in (train, validation, test)]
+    detector = detectors.train(detectors.build("small", seed=seed), real[0], fake[0], seed=seed, steps=steps)
+    validated, tested = ((detectors.logits(detector, real[at]), detectors.logits(detector, fake[at])) for at in (1, 2))
+    detectors.check_detects(*validated)
+    ranking = channels.rank(detector, fake[0])
+    shuffled = torch.randperm(len(ranking.channels), generator=phase)
+    tuned = colour.tuning(detector)
+    return {
+        "precision": detectors.quality(*tested, detectors.threshold(*validated)).precision,
+        "outrank": _outrank(ranking.channels, ranking.relevance, tuned),
+        "random": _outrank(ranking.channels, ranking.relevance[shuffled], tuned),
+    }
+
+
+def _outrank(names: tuple[channels.Channel, ...], relevance: Tensor, tuned: dict[str, Tensor]) -> float:
+    of_layers = []
+    for path, tuning in tuned.items():
+        R = torch.zeros(len(tuning), dtype=torch.float64)
+        for (at, index), value in zip(names, relevance.tolist(), strict=True):
+            if at == path:
+                R[index] = value
+        order = tuning.argsort()
+        low, high = R[order[: len(R) // 2]], R[order[len(R) // 2 :]]
+        wins = (high[:, None] > low).double() + 0.5 * (high[:, None] == low).double()
+        of_layers.append(wins.mean().item())
+    return mean(of_layers)
+
+
+def fooled(
+    seed: int,
+    autoencoder: Autoencoder,
+    detector: nn.Module,
+    sets: Sets,
+    cut: float,
+    ks: tuple[int, ...] = (4, 8, 16, 32),
+) -> dict[str, Any]:
+    """Switch off channels of the generator of the seen counterfeits: how many are still detected, and how distorted are they?
+
+    cut  the detector's threshold
+
+    Returns for each kind of ``ablation.KINDS`` and each k the share called counterfeit and the mean absolute distortion, at
+    random as the mean of five draws; under "whole" the share for the generator as it is.
+    """
+    network = fooling.Counterfeiter(autoencoder, detector)
+    ranking = channels.rank(
+        network, fooling.codes(autoencoder, patches.take(sets.train.real, range(512))), within="decoder."
+    )
+    z = fooling.codes(autoencoder, patches.take(sets.test[sets.seen].real, range(200)))
+    draw = torch.Generator().manual_seed(seed)
+    found: dict[str, Any] = {"whole": (fooling.attack(network, z, []).detected >= cut).double().mean().item()}
+    for kind in ablation.KINDS:
+        found[kind] = {}
+        for k in ks:
+            draws = 5 if kind in ("random", "layer-matched") else 1
+            tries = [
+                fooling.attack(network, z, ablation.choose(ranking, k, kind, generator=draw)) for _ in range(draws)
+            ]
+            found[kind][str(k)] = {
+                "detected": mean((one.detected >= cut).double().mean().item() for one in tries),
+                "distortion": mean(one.distortion.double().mean().item() for one in tries),
+            }
+    return found

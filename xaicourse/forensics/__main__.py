@@ -1,0 +1,169 @@
+"""Case C on the command line: ``python -m xaicourse.forensics {data,train,rank,ablate,evaluate,report}``. Lecture 15.
+
+Without ``--data`` it runs the miniature: patches of the photographs that installed packages carry. With ``--data ROOT`` it
+works on images in the ForenSynths layout, ROOT/generator/class/{0_real,1_fake}. Every command goes on where it was interrupted,
+and runs the steps before it where they are missing. For large image sets:
+
+    torchrun --nproc-per-node 4 -m xaicourse.forensics rank --data ROOT --out OUT --detector resnet50 --size 224
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .. import models
+from . import detectors, folders, miniature, patches, report, synths
+from .colour import ARTEFACTS
+from .experiment import Run, keep
+
+_log = logging.getLogger("xaicourse.forensics")
+COMMANDS = ("data", "train", "rank", "ablate", "evaluate", "report")
+
+
+def _arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m xaicourse.forensics", description=__doc__.split("\n\n")[0])
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--data", type=Path, help="images in the ForenSynths layout; without it the miniature")
+    parser.add_argument("--out", type=Path, default=Path("forensics-runs"), help="where results go (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each (%(default)s)")
+    parser.add_argument("--detector", nargs="+", default=["small"], choices=detectors.NAMES, help="(%(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    parser.add_argument("--seen", help="with --data: the generator to train on (the first)")
+    parser.add_argument("--size", type=int, default=224, help="with --data: pixels along a side (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of a detector's training")
+    parser.add_argument("--k", type=int, help="channels to ablate")
+    parser.add_argument("--from-scratch", action="store_true", help="do not start from ImageNet's weights")
+    asked = parser.parse_args(given)
+    if any(seed < 0 for seed in asked.seeds):
+        parser.error(f"--seeds must be at least 0, got {min(asked.seeds)}")
+    if asked.command == "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("train runs in one process; start it without torchrun, then rank and evaluate with it")
+    return asked
+
+
+def _data(asked: argparse.Namespace) -> str:
+    if asked.data is None:
+        lines = [
+            f"seed {seed}: train {', '.join(train)}; validate {', '.join(validation)}; test {', '.join(test)}"
+            for seed in asked.seeds
+            for train, validation, test in [patches.split(seed)]
+        ]
+        return "\n".join(["Photographs in the installed packages, split by photograph:", *lines])
+    found = folders.check(asked.data, least=asked.size, progress=True)
+    if not found.sound:
+        raise ValueError(str(found))
+    return str(found)
+
+
+def _configuration(asked: argparse.Namespace) -> dict[str, Any]:
+    """What results depend on, besides seed and detector."""
+    data = None if asked.data is None else str(asked.data.resolve())
+    seen, size = (asked.seen, asked.size) if data else (miniature.SEEN, patches.SIZE)
+    return {
+        "data": data,
+        "seen": seen,
+        "size": size,
+        "steps": asked.steps,
+        "k": asked.k,
+        "from_scratch": asked.from_scratch,
+    }
+
+
+def _check_configuration(asked: argparse.Namespace) -> None:
+    asked_for = _configuration(asked)
+    there = keep(asked.out / "configuration.json", lambda: asked_for)
+    differs = {name: (there[name], value) for name, value in asked_for.items() if there.get(name) != value}
+    if differs:
+        was = "; ".join(f"{name}: {old!r} there, {new!r} asked for" for name, (old, new) in differs.items())
+        raise ValueError(
+            f"--out must be of the same settings, {asked.out} was made with others ({was}); name another folder"
+        )
+
+
+def _run(asked: argparse.Namespace, seed: int) -> None:
+    folder = asked.out / f"seed-{seed}"
+    made: dict[str, Any] = {}
+    if asked.data is None:
+        made = miniature.autoencoders(seed, folder / "generators", progress=True)
+        sets = miniature.sets(seed, made)
+    else:
+        sets = synths.sets(asked.data, asked.seen, size=asked.size, seed=seed)
+    steps = COMMANDS[1 : COMMANDS.index(asked.command) + 1]
+    for name in asked.detector:
+        run = Run(
+            folder / name, sets, name, seed, asked.device, not asked.from_scratch, asked.steps, asked.k, progress=True
+        )
+        for step in steps:
+            getattr(run, step)()
+            _log.info("seed %d, %s: %s done", seed, name, step)
+    if asked.data is None and "evaluate" in steps:
+        keep(folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in ARTEFACTS})
+        if "small" in asked.detector:
+            small = Run(folder / "small", sets, "small", seed)
+            keep(
+                folder / "fooled.json",
+                lambda: miniature.fooled(seed, made[miniature.SEEN], small.detector(), sets, small.cut()),
+            )
+
+
+def _report(asked: argparse.Namespace) -> str:
+    results = report.collect(asked.out)
+    (asked.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    lines = [
+        f"{len(results)} seeds; mean ± half of the 95 % interval over seeds, written to {asked.out / 'results.json'}"
+    ]
+    for name in detectors.NAMES:
+        if any("ablate" in of_seed.get(name, {}) for of_seed in results.values()):
+            lines += [
+                "",
+                f"{name}: AP, accuracy on real and on counterfeit pictures, channels ablated after the batch norm",
+            ]
+            lines += _aligned(report.ablation_table(results, name))
+        if any("evaluate" in of_seed.get(name, {}) for of_seed in results.values()):
+            lines += ["", f"{name}: AP in colour and gray, by training"]
+            lines += _aligned(report.colour_table(results, name))
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run one command; 0 if it came to its end, 1 with a line that says what is wrong."""
+    asked = _arguments(given)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        distributed.init_process_group("nccl" if asked.device.startswith("cuda") else "gloo")
+        if asked.device == "cuda":
+            asked.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        if asked.command == "data":
+            print(_data(asked))
+        elif asked.command == "report":
+            print(_report(asked))
+        else:
+            _check_configuration(asked)
+            for seed in asked.seeds:
+                _run(asked, seed)
+    except (OSError, ValueError, models.WeightsUnavailable) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
