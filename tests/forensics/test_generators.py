@@ -26,11 +26,11 @@ def test_the_code_has_half_the_height_and_width_and_the_decoder_doubles_them(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_decoder_has_no_bias_but_in_its_batch_norms(kind):
-    decoder = generators.Autoencoder(kind).decoder
+    decoder = generators.Autoencoder(kind, width=12).decoder
     layers = [m for m in decoder if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     assert len(layers) == 3
     assert all(layer.bias is None for layer in layers)
-    assert [m.num_features for m in decoder if isinstance(m, nn.BatchNorm2d)] == [64, 32]
+    assert [m.num_features for m in decoder if isinstance(m, nn.BatchNorm2d)] == [12, 12]
 
 
 def test_generators_differ_in_nothing_but_how_they_enlarge():
