@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -43,7 +44,9 @@ def write(model: nn.Module, file: Path) -> None:
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, file)
     sums = _checksums(file.parent) | {file.name: _sha256(file)}
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    (file.parent / "sha256sums").write_text(lines, encoding="utf-8")
+    beside = file.parent / f"sha256sums.{os.getpid()}"  # a list cut off in the middle would vouch for none of the files
+    beside.write_text(lines, encoding="utf-8")
+    beside.replace(file.parent / "sha256sums")
 
 
 def _sha256(file: Path) -> str:

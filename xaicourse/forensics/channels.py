@@ -82,10 +82,10 @@ class Ranking:
         if found != self.model:
             raise ValueError(f"ranking must be of this model, {found}, and was made for {self.model}")
 
-    def save(self, file: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+    def save(self, file: Path, about: dict[str, Any] | None = None) -> None:
+        """Write it as JSON, whole or not at all; ``about`` is written beside it: seed, versions, configuration."""
         written = {"model": self.model, "pictures": self.pictures, "channels": list(map(list, self.channels))}
-        _replace(file, json.dumps(written | {"relevance": self.relevance.tolist()}).encode())
+        _replace(file, json.dumps((about or {}) | written | {"relevance": self.relevance.tolist()}).encode())
 
     @classmethod
     def load(cls, file: Path, model: nn.Module | None = None) -> Ranking:
@@ -234,15 +234,18 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _identity(fake: Pictures) -> object:
-    """What tells one set of pictures from another: the files of a data set, or the numbers of a tensor."""
+    """What tells one set of pictures from another: the files of a data set and how it reads them, or a tensor's numbers."""
     paths: Sequence[Path] | None = getattr(fake, "paths", None)
     if paths is not None:
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths)]
+        first = _digest(take(fake, [0]))  # another one where the same files are cropped to another size, or made gray
+        return [first, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths))]
     if isinstance(fake, Tensor):
-        return hashlib.sha256(
-            fake.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
+        return _digest(fake)
     raise TypeError(f"fake must be a tensor or a data set with paths for shards to be kept, got {type(fake).__name__}")
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _shared() -> bool:

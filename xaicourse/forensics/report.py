@@ -9,7 +9,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-__all__ = ["Interval", "ablation_table", "collect", "colour_table", "interval", "values"]
+__all__ = [
+    "Interval",
+    "ablation_table",
+    "collect",
+    "colour_table",
+    "difference",
+    "difference_table",
+    "interval",
+    "values",
+]
 
 
 class Interval(NamedTuple):
@@ -69,12 +78,28 @@ def values(results: dict[str, Any], *path: str) -> list[float]:
     return found
 
 
+def difference(results: dict[str, Any], path: Sequence[str], other: Sequence[str]) -> Interval:
+    """The number at a path minus that at another, paired: within each seed that has both; ValueError if none has.
+
+    difference(results, ("small", "ablate", "after", "top", "nearest", "fake"),
+                        ("small", "ablate", "after", "layer-matched", "nearest", "fake"))
+    """
+    pairs = [(values({"": one}, *path), values({"": one}, *other)) for one in results.values()]
+    of_seeds = [a[0] - b[0] for a, b in pairs if a and b]
+    if not of_seeds:
+        raise ValueError(
+            f"path and other must be numbers of one seed at least, got {' / '.join(path)}, {' / '.join(other)}"
+        )
+    return interval(of_seeds)
+
+
 def ablation_table(results: dict[str, Any], detector: str, where: str = "after") -> list[list[str]]:
     """Rows of text: what was ablated, then AP, real and counterfeit accuracy for each generator.
 
-    Each is a mean with its interval over seeds. The first row holds the generators' names.
+    Each is a mean with its interval over seeds. The first row holds the generators' names. ValueError if no seed has results of
+    this step for the detector.
     """
-    first = next(r[detector]["ablate"] for r in results.values() if detector in r and "ablate" in r[detector])
+    first = _first(results, detector, "ablate")
     names = list(first["baseline"])
     rows = [["ablated", *names]]
     for kind in ("baseline", *first[where]):
@@ -85,8 +110,11 @@ def ablation_table(results: dict[str, Any], detector: str, where: str = "after")
 
 
 def colour_table(results: dict[str, Any], detector: str, what: str = "precision") -> list[list[str]]:
-    """Rows of text: training, then colour and gray for each generator, as mean and interval over seeds."""
-    first = next(r[detector]["evaluate"]["arms"] for r in results.values() if "evaluate" in r.get(detector, {}))
+    """Rows of text: training, then colour and gray for each generator, as mean and interval over seeds.
+
+    ValueError if no seed has results of this step for the detector.
+    """
+    first = _first(results, detector, "evaluate")["arms"]
     names = [name for name in next(iter(first.values())) if name != "threshold"]
     rows = [["training", "pictures", *names]]
     for arm in first:
@@ -96,4 +124,48 @@ def colour_table(results: dict[str, Any], detector: str, what: str = "precision"
     return rows
 
 
+def difference_table(results: dict[str, Any], detector: str, what: str = "precision") -> list[list[str]]:
+    """Rows of text: paired differences, within seeds, on each generator: mean and interval over seeds.
+
+    The top channels against each control, ablated after the batch norm; gray counterfeits against coloured ones, for each
+    training; and on gray ones each training against that in colour. Rows of a step without results are left out.
+    """
+    ablated, shown = (detector, "ablate", "after"), (detector, "evaluate", "arms")
+    pairs: list[tuple[str, _Path, _Path]] = []
+    names: list[str] = []
+    if any("ablate" in one.get(detector, {}) for one in results.values()):
+        first = _first(results, detector, "ablate")
+        names = list(first["baseline"])
+        pairs += [
+            (f"top minus {kind}, ablated", (*ablated, "top", None, what), (*ablated, kind, None, what))
+            for kind in first["after"]
+            if kind != "top"
+        ]
+    if any("evaluate" in one.get(detector, {}) for one in results.values()):
+        arms = _first(results, detector, "evaluate")["arms"]
+        names = names or [name for name in next(iter(arms.values())) if name != "threshold"]
+        gray, colour = (None, "gray", what), (None, "colour", what)
+        pairs += [
+            (f"gray minus colour, trained in {arm}", (*shown, arm, *gray), (*shown, arm, *colour)) for arm in arms
+        ]
+        pairs += [
+            (f"trained in {arm} minus in colour, on gray", (*shown, arm, *gray), (*shown, "colour", *gray))
+            for arm in arms
+            if arm != "colour"
+        ]
+    rows = [["difference", *names]]
+    for label, *ends in pairs:
+        one, other = ([[name if key is None else key for key in path] for name in names] for path in ends)
+        rows.append([label, *(str(difference(results, a, b)) for a, b in zip(one, other, strict=True))])
+    return rows
+
+
+def _first(results: dict[str, Any], detector: str, step: str) -> dict[str, Any]:
+    for one in results.values():
+        if step in one.get(detector, {}):
+            return one[detector][step]
+    raise ValueError(f"results must hold those of step {step!r} for detector {detector!r}; there are none")
+
+
+_Path = tuple[str | None, ...]  # of keys; None stands for a generator's name
 _QUALITY = ("precision", "real", "fake")
