@@ -296,19 +296,19 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped_to_the_same_ranking(file
     killed = Counting(files, stop_at=17)
     with pytest.raises(KeyboardInterrupt):
         channels.rank(of_files, killed, shard=5, folder=tmp_path)
-    assert killed.read == list(range(17))
+    assert killed.read == [0, *range(17)], "the first one tells whether they are the same pictures"
     resumed, calls = Counting(files), []
     handle = of_files.backbone[0].register_forward_hook(lambda _m, x, _y: calls.append(len(x[0])))
     found = channels.rank(of_files, resumed, shard=5, folder=tmp_path)
     handle.remove()
-    assert resumed.read == list(range(15, 32)), "three shards of five were kept"
+    assert resumed.read == [0, *range(15, 32)], "three shards of five were kept"
     assert calls
     assert same(found, undisturbed)
     again, calls = Counting(files), []
     handle = of_files.backbone[0].register_forward_hook(lambda _m, x, _y: calls.append(len(x[0])))
     assert same(channels.rank(of_files, again, shard=5, folder=tmp_path), undisturbed)
     handle.remove()
-    assert not again.read
+    assert again.read == [0]
     assert not calls
 
 
@@ -322,7 +322,7 @@ def test_a_shard_that_was_not_written_to_its_end_does_not_count(files, of_files,
     kept[2].write_bytes(b"")
     reading = Counting(files)
     assert same(channels.rank(of_files, reading, shard=8, folder=tmp_path), undisturbed)
-    assert reading.read == list(range(24))
+    assert reading.read == [0, *range(24)]
     kept[3].write_bytes(b"not a shard")
     assert same(channels.rank(of_files, files, shard=8, folder=tmp_path), undisturbed)
     assert kept[1].read_bytes() == whole
@@ -342,6 +342,7 @@ def test_shards_of_other_weights_rules_settings_or_pictures_are_not_taken(files,
         "part": {"within": "backbone.10"},
         "size of shards": {"shard": 9},
         "pictures": {"fake": fewer},
+        "their size": {"fake": folders.Images(folders.find(Path(files.paths[0]).parents[3]), size=24)},
         "a tensor": {"fake": patches.take(files, range(20))},
         "another tensor": {"fake": patches.take(files, range(1, 21))},
     }
@@ -442,8 +443,8 @@ def test_two_processes_find_what_one_does_to_the_last_bit(files, of_files, tmp_p
     assert len(two) == 2
     single, single_shard = (channels.Ranking.load(tmp_path / "one" / f"0{more}.json") for more in ("", "-one-shard"))
     assert single.pictures == 16
-    assert one["read"] == 32
-    assert [found["read"] for found in two] == [17, 15], "shards of five, by turns: 0, 2, 4, 6 and 1, 3, 5"
+    assert one["read"] == 33
+    assert [found["read"] for found in two] == [18, 16], "shards of five, by turns: 0, 2, 4, 6 and 1, 3, 5"
     for here, found in enumerate(two):
         assert same(channels.Ranking.load(tmp_path / "two" / f"{here}.json"), single)
         assert same(channels.Ranking.load(tmp_path / "two" / f"{here}-one-shard.json"), single_shard)
@@ -452,5 +453,5 @@ def test_two_processes_find_what_one_does_to_the_last_bit(files, of_files, tmp_p
         assert "none of 32 is" in found["refusal"]
     again = Counting(files)  # one process takes up what two have kept
     assert same(channels.rank(of_files, again, shard=5, folder=tmp_path / "two" / "kept"), single)
-    assert not again.read
+    assert again.read == [0]
     assert same(channels.rank(of_files, files, shard=5), single)
