@@ -131,6 +131,17 @@ def test_the_same_generator_changes_pictures_in_the_same_way(pictures):
     assert not torch.equal(first, detectors.augment(pictures, generator=seeded(5)))
 
 
+def test_a_smaller_sigma_leaves_more_detail(pictures):
+    detail = [
+        (out[..., 1:] - out[..., :-1]).square().mean().item()
+        for sigma in (0.2, 1.0, 3.0)
+        for out in [detectors.augment(pictures, blur=1, jpeg=0, sigma=sigma, generator=seeded(6))]
+    ]
+    assert detail[0] > detail[1] > detail[2]
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        detectors.augment(pictures, sigma=0.0)
+
+
 @pytest.mark.parametrize("name", ["blur", "jpeg"])
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "half", True])
 def test_what_is_no_probability_is_refused(name, value, pictures):
