@@ -21,12 +21,16 @@ import torch
 from torch import distributed
 
 from .. import models
+from ..arguments import check_count
 from . import detectors, folders, miniature, patches, report, synths
+from .channels import norms
 from .colour import ARTEFACTS
 from .experiment import Run, keep
 
 _log = logging.getLogger("xaicourse.forensics")
 COMMANDS = ("data", "train", "rank", "ablate", "evaluate", "report")
+_SIZE = 224
+_CONFIGURATION = "configuration.json"
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
@@ -38,16 +42,33 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--detector", nargs="+", default=["small"], choices=detectors.NAMES, help="(%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--seen", help="with --data: the generator to train on (the first)")
-    parser.add_argument("--size", type=int, default=224, help="with --data: pixels along a side (%(default)s)")
+    parser.add_argument("--size", type=int, help=f"with --data: pixels along a side ({_SIZE})")
     parser.add_argument("--steps", type=int, help="of a detector's training")
     parser.add_argument("--k", type=int, help="channels to ablate")
+    parser.add_argument(
+        "--shard", type=int, default=64, help="pictures that are ranked and kept together (%(default)s)"
+    )
     parser.add_argument("--from-scratch", action="store_true", help="do not start from ImageNet's weights")
     asked = parser.parse_args(given)
     if any(seed < 0 for seed in asked.seeds):
         parser.error(f"--seeds must be at least 0, got {min(asked.seeds)}")
-    if asked.command == "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("train runs in one process; start it without torchrun, then rank and evaluate with it")
+    for name in ("size", "steps", "k", "shard"):
+        if getattr(asked, name) is not None and getattr(asked, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(asked, name)}")
+    if asked.data is None and (asked.seen or asked.size):
+        parser.error("--seen and --size are for images of your own, give their folder with --data")
+    if _processes() > 1 and asked.command in ("data", "train", "report"):
+        parser.error(
+            f"{asked.command} runs in one process; start it without torchrun; it is for rank, ablate and evaluate"
+        )
+    if _processes() > 1 and asked.data is None:
+        parser.error("torchrun is for large sets of images, which --data names; the miniature runs in one process")
+    asked.size = asked.size or _SIZE
     return asked
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _data(asked: argparse.Namespace) -> str:
@@ -78,12 +99,21 @@ def _configuration(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_configuration(asked: argparse.Namespace) -> None:
-    asked_for = _configuration(asked)
-    there = keep(asked.out / "configuration.json", lambda: asked_for)
-    differs = {name: (there[name], value) for name, value in asked_for.items() if there.get(name) != value}
+def _check_settings(asked: argparse.Namespace) -> None:
+    """Before any work: is there such a device, are there k channels, are the results in the folder of the same settings?"""
+    try:
+        torch.empty(0, device=asked.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that this machine has, got {asked.device!r}: {reason}") from error
+    for name in asked.detector if asked.k else ():
+        width = sum(norm.num_features for norm in norms(detectors.build(name, pretrained=False)).values())
+        check_count("--k", asked.k, most=width, most_is=f"the channels of {name}")
+    file = asked.out / _CONFIGURATION
+    there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else _configuration(asked)
+    differs = {name: value for name, value in _configuration(asked).items() if there.get(name) != value}
     if differs:
-        was = "; ".join(f"{name}: {old!r} there, {new!r} asked for" for name, (old, new) in differs.items())
+        was = "; ".join(f"{name}: {there.get(name)!r} there, {new!r} asked for" for name, new in differs.items())
         raise ValueError(
             f"--out must be of the same settings, {asked.out} was made with others ({was}); name another folder"
         )
@@ -91,35 +121,55 @@ def _check_configuration(asked: argparse.Namespace) -> None:
 
 def _run(asked: argparse.Namespace, seed: int) -> None:
     folder = asked.out / f"seed-{seed}"
+    if asked.data is not None:
+        sets = synths.sets(asked.data, asked.seen, size=asked.size, seed=seed)
+    keep(asked.out / _CONFIGURATION, lambda: _configuration(asked))  # settings that were refused claim no folder
     made: dict[str, Any] = {}
     if asked.data is None:
         made = miniature.autoencoders(seed, folder / "generators", progress=True)
         sets = miniature.sets(seed, made)
-    else:
-        sets = synths.sets(asked.data, asked.seen, size=asked.size, seed=seed)
     steps = COMMANDS[1 : COMMANDS.index(asked.command) + 1]
     for name in asked.detector:
-        run = Run(
-            folder / name, sets, name, seed, asked.device, not asked.from_scratch, asked.steps, asked.k, progress=True
-        )
+        run = _detector(asked, seed, name, sets)
         for step in steps:
             getattr(run, step)()
             _log.info("seed %d, %s: %s done", seed, name, step)
     if asked.data is None and "evaluate" in steps:
-        keep(folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in ARTEFACTS})
+        about: dict[str, Any] = {"seed": seed, "configuration": {"detector": "small"}}
+        keep(folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in ARTEFACTS} | about)
         if "small" in asked.detector:
-            small = Run(folder / "small", sets, "small", seed)
+            small = _detector(asked, seed, "small", sets, device="cpu")  # where the generators are
             keep(
                 folder / "fooled.json",
-                lambda: miniature.fooled(seed, made[miniature.SEEN], small.detector(), sets, small.cut()),
+                lambda: (
+                    miniature.fooled(seed, made[miniature.SEEN], small.detector(), sets, small.cut())
+                    | {"seed": seed, "configuration": small.settings()}
+                ),
             )
+
+
+def _detector(asked: argparse.Namespace, seed: int, name: str, sets: miniature.Sets, device: str | None = None) -> Run:
+    return Run(
+        asked.out / f"seed-{seed}" / name,
+        sets,
+        name,
+        seed,
+        device or asked.device,
+        pretrained=not asked.from_scratch,
+        steps=asked.steps,
+        k=asked.k,
+        shard=asked.shard,
+        **({} if asked.data else miniature.SETTINGS[name]),
+        progress=True,
+    )
 
 
 def _report(asked: argparse.Namespace) -> str:
     results = report.collect(asked.out)
     (asked.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     lines = [
-        f"{len(results)} seeds; mean ± half of the 95 % interval over seeds, written to {asked.out / 'results.json'}"
+        f"{len(results)} {'seed' if len(results) == 1 else 'seeds'}; mean ± half of the 95 % interval over seeds, written to "
+        f"{asked.out / 'results.json'}"
     ]
     for name in detectors.NAMES:
         if any("ablate" in of_seed.get(name, {}) for of_seed in results.values()):
@@ -131,6 +181,15 @@ def _report(asked: argparse.Namespace) -> str:
         if any("evaluate" in of_seed.get(name, {}) for of_seed in results.values()):
             lines += ["", f"{name}: AP in colour and gray, by training"]
             lines += _aligned(report.colour_table(results, name))
+        table = report.difference_table(results, name)
+        if len(table) > 1:
+            lines += ["", f"{name}: AP, paired differences"]
+            lines += _aligned(table)
+    for artefact in ARTEFACTS:
+        found = {what: report.values(results, "planted", artefact, what) for what in ("precision", "outrank", "random")}
+        if found["outrank"]:
+            said = ", ".join(f"{what} {report.interval(of_seeds)}" for what, of_seeds in found.items())
+            lines += ["", f"planted in {artefact}: {said}"]
     return "\n".join(lines)
 
 
@@ -143,17 +202,19 @@ def main(given: list[str] | None = None) -> int:
     """Run one command; 0 if it came to its end, 1 with a line that says what is wrong."""
     asked = _arguments(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        distributed.init_process_group("nccl" if asked.device.startswith("cuda") else "gloo")
-        if asked.device == "cuda":
-            asked.device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        if _processes() > 1:
+            if asked.device == "cuda":
+                asked.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            if asked.device.startswith("cuda"):
+                torch.cuda.set_device(asked.device)
+            distributed.init_process_group("nccl" if asked.device.startswith("cuda") else "gloo")
         if asked.command == "data":
             print(_data(asked))
         elif asked.command == "report":
             print(_report(asked))
         else:
-            _check_configuration(asked)
+            _check_settings(asked)
             for seed in asked.seeds:
                 _run(asked, seed)
     except (OSError, ValueError, models.WeightsUnavailable) as error:

@@ -165,19 +165,20 @@ def train(
     rate = rate or (1e-3 if detector.name == "small" else 3e-4)
     optimiser = torch.optim.Adam(detector.parameters(), rate)
     truth = torch.cat([torch.zeros(32, 1), torch.ones(32, 1)]).to(device)
-    detector.train()
+    detector.train().to(memory_format=torch.channels_last)
     with bar(steps, "steps", progress) as advance, torch.random.fork_rng():
         torch.manual_seed(seed)  # of dropout
         for _ in range(steps):
             drawn = [_draw(*each, generator) for each in zip((real, fake), colourless, strict=True)]
-            x = augment(torch.cat(drawn), sigma=sigma, generator=generator).to(device)
+            x = augment(torch.cat(drawn), sigma=sigma, generator=generator)
+            x = x.to(device, memory_format=torch.channels_last)
             loss = F.binary_cross_entropy_with_logits(detector(x), truth)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             advance()
     _log.info("%s: loss %.3f", detector.name, loss.item())
-    return detector.eval()
+    return detector.eval().to(memory_format=torch.contiguous_format)
 
 
 def _draw(pictures: patches.Pictures, colourless: Tensor, generator: torch.Generator) -> Tensor:

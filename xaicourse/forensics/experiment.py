@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,7 +40,7 @@ K = {"small": 30, "efficientnet_lite0": 27, "resnet50": 114}
 
 _DRAWS = 5
 _LOOKED_AT = 48  # pictures whose strongest places are sought
-_STEPS = {"small": 500, "efficientnet_lite0": 150, "resnet50": 150}
+_STEPS = {"small": 400, "efficientnet_lite0": 100, "resnet50": 100}
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +56,10 @@ class Run:
     pretrained  whether it starts from ImageNet's weights
     steps       of training; None: what suits the detector
     k           how many channels are ablated; None: ``K``
+    sigma       the strongest blur in training, in pixels
+    arms        of training, out of ``ARMS``; "colour" is ranked and ablated
+    places      where channels are ablated, see ``ablation.ablated``
+    shard       pictures that are ranked, kept and resumed together
     """
 
     folder: Path
@@ -65,6 +70,10 @@ class Run:
     pretrained: bool = True
     steps: int | None = None
     k: int | None = None
+    sigma: float = 3.0
+    arms: Sequence[str] = tuple(ARMS)
+    places: Sequence[str] = ("after", "before")
+    shard: int = 64
     progress: bool = False
     _read: dict[str, Detector] = field(default_factory=dict, repr=False)
 
@@ -76,11 +85,16 @@ class Run:
             self._read[arm] = made.to(self.device)  # type: ignore[assignment]
         return self._read[arm]
 
-    def train(self, arms: Sequence[str] = tuple(ARMS)) -> None:
-        """Train a detector for each arm that has none yet."""
-        for arm in arms:
+    def train(self) -> None:
+        """Train a detector for each arm that has none yet; ValueError if there is one to train and several processes run."""
+        for arm in self.arms:
             if weights.there(self._weights(arm)):
                 continue
+            if distributed.is_initialized():
+                raise ValueError(
+                    f"{self._weights(arm)} must be there before several processes share the work: run "
+                    "`python -m xaicourse.forensics train` with the same options first, without torchrun"
+                )
             gray, gray_real = ARMS[arm]
             blank = detectors.build(self.name, pretrained=self.pretrained, seed=self.seed).to(self.device)
             made = detectors.train(
@@ -88,9 +102,10 @@ class Run:
                 self.sets.train.real,
                 self.sets.train.fake,
                 seed=self.seed,
-                steps=self.steps or _STEPS[self.name],
+                steps=self.settings()["steps"],
                 gray=gray,
                 gray_real=gray_real,
+                sigma=self.sigma,
                 progress=self.progress,
             )
             weights.write(made, self._weights(arm))
@@ -99,33 +114,59 @@ class Run:
     def rank(self) -> Ranking:
         """Rank the channels of the detector that was trained in colour; ValueError if it is at chance."""
         file = self.folder / "ranking.json"
-        if not file.exists():
-            self.cut("colour")  # refuses a detector at chance
+        if not _there(file):
+            detectors.check_detects(*self._validated("colour"))
             # of training pictures, as in the paper: tested ones take no part in the choice of channels
-            made = channels.rank(self.detector(), self.sets.train.fake, folder=self.folder, progress=self.progress)
+            made = channels.rank(
+                self.detector(), self.sets.train.fake, shard=self.shard, folder=self.folder, progress=self.progress
+            )
             if _first():
-                made.save(file)
+                made.save(file, self._about())
             _wait()
         return Ranking.load(file, self.detector())
 
     def ablate(self) -> dict[str, Any]:
         """Average precision and accuracies on every generator with channels off: each kind, after and before the batch norm."""
-        return keep(self.folder / "ablate.json", self._ablate)
+        return keep(self.folder / "ablate.json", lambda: self._ablate() | self._about())
 
     def evaluate(self) -> dict[str, Any]:
         """All arms in colour and gray on every generator; how activations shift; where the top channels look."""
-        return keep(self.folder / "evaluate.json", self._evaluate)
+        return keep(self.folder / "evaluate.json", lambda: self._evaluate() | self._about())
+
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on beside the seed."""
+        return {
+            "detector": self.name,
+            "pretrained": self.pretrained and self.name != "small",
+            "steps": _STEPS[self.name] if self.steps is None else self.steps,
+            "k": K[self.name] if self.k is None else self.k,
+            "draws": _DRAWS,
+            "gray shares of counterfeit and real": {arm: list(ARMS[arm]) for arm in self.arms},
+            "sigma": self.sigma,
+            "seen": self.sets.seen,
+            "pictures": {
+                part: [len(pair.real), len(pair.fake)]
+                for part, pair in {
+                    "train": self.sets.train,
+                    "validation": self.sets.validation,
+                    **self.sets.test,
+                }.items()
+            },
+        }
+
+    def _about(self) -> dict[str, Any]:
+        return {"seed": self.seed, "configuration": self.settings(), "versions": versions()}
 
     def _weights(self, arm: str) -> Path:
         return self.folder / f"{arm.replace(' ', '_')}.pt"
 
     def cut(self, arm: str = "colour") -> float:
-        """The threshold of an arm's detector on validation pictures; ValueError if it is at chance there."""
-        real, fake = (
-            detectors.logits(self.detector(arm), p) for p in (self.sets.validation.real, self.sets.validation.fake)
-        )
-        detectors.check_detects(real, fake)
-        return detectors.threshold(real, fake)
+        """The threshold of an arm's detector on validation pictures."""
+        return detectors.threshold(*self._validated(arm))
+
+    def _validated(self, arm: str) -> tuple[Tensor, Tensor]:
+        validation, detector = self.sets.validation, self.detector(arm)
+        return detectors.logits(detector, validation.real), detectors.logits(detector, validation.fake)
 
     def _quality(self, model: nn.Module, cut: float) -> dict[str, Any]:
         """On every generator; real pictures that generators share are looked at once."""
@@ -143,11 +184,11 @@ class Run:
         return [ablation.choose(ranking, k, kind, generator=random) for _ in range(draws)]
 
     def _ablate(self) -> dict[str, Any]:
-        detector, cut, k = self.detector(), self.cut("colour"), self.k or K[self.name]
+        detector, cut, k = self.detector(), self.cut("colour"), self.settings()["k"]
         found: dict[str, Any] = {"k": k, "channels": len(self.rank().channels), "threshold": cut}
         found["layers"] = dict(sorted(_count(path for path, _ in self.rank().top(k)).items()))
         found["baseline"] = self._quality(detector, cut)
-        for where in ("after", "before"):
+        for where in self.places:
             found[where] = {}
             for kind in ablation.KINDS:
                 draws = []
@@ -160,9 +201,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         found: dict[str, Any] = {"arms": {}}
-        for arm in ARMS:
-            if not self._weights(arm).exists():
-                continue
+        for arm in self.arms:
             model, cut = self.detector(arm), self.cut(arm)
             found["arms"][arm] = {"threshold": cut}
             real = {gray: {} for gray in (False, True)}  # type: ignore[var-annotated]
@@ -177,7 +216,8 @@ class Run:
                     "gray": asdict(detectors.quality(real[False][at], fake[True], cut)),
                     "all gray": asdict(detectors.quality(real[True][at], fake[True], cut)),
                 }
-        k, sample = self.k or K[self.name], patches.take(self.sets.test[self.sets.seen].fake, range(200))
+        shown = self.sets.test[self.sets.seen].fake
+        k, sample = self.settings()["k"], patches.take(shown, range(min(200, len(shown))))
         found["activations"] = {}
         found["looks"] = {}
         for kind in ("top", "layer-matched"):
@@ -193,25 +233,24 @@ class Run:
     def _colour_looked_at(self, pictures: Tensor, chosen: Sequence[Channel]) -> float:
         """Colourfulness of the regions where channels have their largest relevance, relative to that of the whole pictures."""
         places, _ = looks.strongest(self.detector(), pictures.to(self.device), chosen)
-        field: dict[tuple[str, int, int], looks.Box] = {}
         of_pixels, ratios = looks.colourfulness(pictures), []
-        for c, (path, _index) in enumerate(chosen):
-            for i, (row, column) in enumerate(places[:, c].tolist()):
-                key = (path, row, column)
-                if key not in field:
-                    field[key] = looks.receptive_field(self.detector(), path, (row, column), list(pictures.shape[-2:]))
-                top, left, bottom, right = field[key]
-                ratios.append(of_pixels[i, top:bottom, left:right].mean() / of_pixels[i].mean().clamp(min=1e-6))
+        for path in dict(chosen):
+            here = [c for c, (layer, _index) in enumerate(chosen) if layer == path]
+            of_path = [(row, column) for row, column in places[:, here].flatten(0, 1).tolist()]
+            fields = looks.receptive_fields(self.detector(), path, of_path, pictures.shape[-2:])
+            for at, (top, left, bottom, right) in enumerate(fields):
+                seen = of_pixels[at // len(here)]
+                ratios.append(seen[top:bottom, left:right].mean() / seen.mean().clamp(min=1e-6))
         return float(torch.stack(ratios).mean())
 
 
 def keep(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a JSON file holds, or else the result of the computation, which is then written, whole or not at all."""
-    if not file.exists():
+    if not _there(file):
         found = compute() | {"versions": versions()}
         if _first():
             file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(".part")
+            beside = file.with_name(f"{file.name}.{os.getpid()}")
             beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             beside.replace(file)
         _wait()
@@ -239,6 +278,14 @@ def _count(items: Any) -> dict[str, int]:
 
 def _first() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _there(file: Path) -> bool:
+    """Whether a file is there, as the first process sees it: another may look when the first has written it already."""
+    answer = [file.exists()]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(answer)
+    return answer[0]
 
 
 def _wait() -> None:

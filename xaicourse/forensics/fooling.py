@@ -5,7 +5,7 @@ A generator with its detector, z -> D(G(z)), is one network, and LRP explains it
 and switched off: does the detector still call the picture counterfeit, and what does the picture look like?
 
     network = fooling.Counterfeiter(autoencoder, detector)
-    ranking = channels.rank(network, fooling.codes(autoencoder, real), composite="epsilon_plus", within="decoder.")
+    ranking = channels.rank(network, generators.codes(autoencoder, real), composite="epsilon_plus", within="decoder.")
     fooling.attack(network, codes, ranking.top(8))      # Attack(detected=…, distortion=…, pictures=…)
 
 Chandrasegaran et al. 2022, ECCV; the lecture reports that the detector is fooled, by pictures that look absurd.
@@ -24,7 +24,7 @@ from .ablation import ablated
 from .channels import Channel
 from .generators import Autoencoder
 
-__all__ = ["Attack", "Counterfeiter", "attack", "codes"]
+__all__ = ["Attack", "Counterfeiter", "attack"]
 
 
 class Counterfeiter(nn.Module):
@@ -42,12 +42,6 @@ class Counterfeiter(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """D(G(z))."""
         return self.detector(self.decoder(z))
-
-
-def codes(autoencoder: Autoencoder, real: Tensor) -> Tensor:
-    """The codes of patches (N, 3, 32, 32): (N, 8, 16, 16)."""
-    with torch.no_grad():
-        return autoencoder.encoder(real)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ transposed convolution weaves a checkerboard (Odena et al. 2016, Deconvolution a
 shuffle a grid of period two, and every way of enlarging has its spectrum (Durall et al. 2020, Watch your up-convolution, CVPR).
 
     G = generators.train("transposed", photographs, seed=0)
-    fake = generators.counterfeit(G, real)          # the same patches, made by G, as a file would have them
+    fake = generators.counterfeit(G, real)          # patches like these, made by G, as a file would have them
+
+A counterfeit is not a copy: its code is drawn at random near that of a real patch, so that G makes something new.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import check_count
+from ..arguments import check_count, check_generator, check_weight
 from ..progress import bar
 from . import patches
 
-__all__ = ["KINDS", "Autoencoder", "counterfeit", "train"]
+__all__ = ["KINDS", "NOISE", "Autoencoder", "codes", "counterfeit", "train"]
+
+NOISE = 0.2
+"""How far codes are drawn from those of real patches, relative to their spread."""
 
 _log = logging.getLogger(__name__)
 _CODE = 8  # channels of the code, at half the width and height: 2,048 numbers for a patch of 3,072
@@ -78,10 +83,35 @@ class Autoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-def counterfeit(model: Autoencoder, real: Tensor, *, chunk: int = 256) -> Tensor:
-    """The generator's version of real patches: (N, 3, 32, 32) in [0, 1], in multiples of 1/255."""
+def codes(
+    model: Autoencoder, real: Tensor, *, noise: float = NOISE, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw codes near those of real patches: (N, 3, 32, 32) to (N, 8, 16, 16).
+
+    noise      its standard deviation, relative to that of each channel of the codes; 0: the patches' own codes
+    generator  of the noise; None: the same each time
+    """
+    check_weight("noise", noise)
+    check_generator(generator)
     with torch.no_grad():
-        return torch.cat([patches.quantise(model(part)) for part in real.split(chunk)])
+        z = model.encoder(real)
+    drawn = torch.randn(z.shape, generator=generator or torch.Generator().manual_seed(0)).to(z)
+    return z + noise * z.std((0, 2, 3), keepdim=True) * drawn
+
+
+def counterfeit(
+    model: Autoencoder,
+    real: Tensor,
+    *,
+    noise: float = NOISE,
+    generator: torch.Generator | None = None,
+    chunk: int = 256,
+) -> Tensor:
+    """Counterfeits made of codes near those of real patches: (N, 3, 32, 32) in [0, 1], in multiples of 1/255."""
+    generator = generator or torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        parts = [model.decoder(codes(model, x, noise=noise, generator=generator)) for x in real.split(chunk)]
+    return patches.quantise(torch.cat(parts))
 
 
 def train(
@@ -94,14 +124,14 @@ def train(
     check_count("steps", steps)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Autoencoder(kind).train()
+        model = Autoencoder(kind).train().to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     pool = patches.crop(photographs, 3000, generator=generator)
     optimiser = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
     with bar(steps, "steps", progress) as advance:
         for _ in range(steps):
-            x = pool[torch.randint(len(pool), (48,), generator=generator)]
+            x = pool[torch.randint(len(pool), (40,), generator=generator)].contiguous(memory_format=torch.channels_last)
             loss = F.l1_loss(model(x), x)
             optimiser.zero_grad()
             loss.backward()
@@ -109,4 +139,4 @@ def train(
             schedule.step()
             advance()
     _log.info("%s: mean absolute error %.4f", kind, loss.item())
-    return model.eval()
+    return model.eval().to(memory_format=torch.contiguous_format)
