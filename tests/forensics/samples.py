@@ -4,34 +4,36 @@ from pathlib import Path
 
 import torch
 import torchvision.transforms.functional as vision
+from torch import Tensor
 
 from xaicourse.forensics import patches
 
 SIZE = 16
-COUNT = 40
 
 
-def bright(root: Path, *, count: int = COUNT, generators: tuple[str, ...] = ("first", "second"), seed: int = 0) -> Path:
-    """Write ``count`` photographs and as many counterfeits per generator, 16 x 16 pixels; counterfeits are pale."""
-    draw = torch.Generator().manual_seed(seed)
-    for at, generator in enumerate(generators):
-        real = patches.crop(("chelsea", "coffee"), count, generator=draw)[:, :, :SIZE, :SIZE]
-        pale = 0.3 + 0.1 * at  # each generator's own
-        write(root / generator / "0_real", real)
-        write(root / generator / "1_fake", patches.quantise(pale * real + 1 - pale))
+def pale(root: Path, counts: dict[str, int]) -> Path:
+    """Write photographs and as many counterfeits for each generator, 16 x 16 pixels; a counterfeit is a pale photograph."""
+    draw = torch.Generator().manual_seed(0)
+    for at, (generator, count) in enumerate(counts.items()):
+        _write(root / generator / "0_real", _cut(count, draw))
+        contrast = 0.3 + 0.1 * at  # each generator's own
+        _write(root / generator / "1_fake", 1 - contrast + contrast * _cut(count, draw))
     return root
 
 
-def same(root: Path, *, count: int = COUNT) -> Path:
-    """The same, but counterfeits are photographs like the others: there is nothing to learn."""
-    cut = patches.crop(("chelsea", "coffee"), 2 * count, generator=torch.Generator().manual_seed(0))[..., :SIZE, :SIZE]
-    write(root / "first" / "0_real", cut[0::4].repeat(2, 1, 1, 1))
-    write(root / "first" / "1_fake", cut[0::4].repeat(2, 1, 1, 1))
+def alike(root: Path, count: int) -> Path:
+    """Write one generator whose counterfeits are the photographs themselves: there is nothing to learn."""
+    cut = _cut(1, torch.Generator().manual_seed(0)).repeat(count, 1, 1, 1)
+    for side in ("0_real", "1_fake"):
+        _write(root / "first" / side, cut)
     return root
 
 
-def write(folder: Path, pictures: torch.Tensor) -> None:
-    """Write pictures (N, 3, H, W) as PNG."""
+def _cut(count: int, draw: torch.Generator) -> Tensor:
+    return patches.crop(("chelsea", "coffee"), count, generator=draw)[:, :, :SIZE, :SIZE]
+
+
+def _write(folder: Path, pictures: Tensor) -> None:
     folder.mkdir(parents=True)
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(patches.quantise(pictures)):
         vision.to_pil_image(picture.mul(255).round().byte()).save(folder / f"{number:04d}.png")
