@@ -184,7 +184,7 @@ def test_a_batch_norm_counts_as_part_of_the_convolution_before_it_a_transposed_o
 
 def test_the_network_is_the_detector_of_the_generators_pictures(trained):
     model = fooling.Counterfeiter(trained.autoencoder, trained.detector)
-    z = fooling.codes(trained.autoencoder, trained.real[:4])
+    z = generators.codes(trained.autoencoder, trained.real[:4], noise=0)
     assert z.shape == (4, 8, 16, 16)
     assert not z.requires_grad
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_the_network_is_the_detector_of_the_generators_pictures(trained):
 
 def test_channels_of_the_generator_are_ranked_for_the_detectors_score(trained):
     model = fooling.Counterfeiter(trained.autoencoder, trained.detector)
-    z = fooling.codes(trained.autoencoder, trained.real[:40])
+    z = generators.codes(trained.autoencoder, trained.real[:40])
     ranking = channels.rank(model, z, composite="epsilon_plus", within="decoder.", shard=16)
     assert {path for path, _ in ranking.channels} == {"decoder.1", "decoder.4"}
     assert len(ranking.channels) == sum(trained.autoencoder.decoder[at].num_features for at in (1, 4))
@@ -205,7 +205,7 @@ def test_channels_of_the_generator_are_ranked_for_the_detectors_score(trained):
 
 def test_an_attack_on_no_channel_is_the_generator_as_it_is(trained):
     model = fooling.Counterfeiter(trained.autoencoder, trained.detector)
-    z = fooling.codes(trained.autoencoder, trained.real[:6])
+    z = generators.codes(trained.autoencoder, trained.real[:6])
     found = fooling.attack(model, z, [])
     assert torch.equal(found.pictures, generators.counterfeit(trained.autoencoder, trained.real[:6]))
     assert torch.equal(found.distortion, torch.zeros(6))

@@ -115,16 +115,58 @@ def test_training_is_a_function_of_the_seed_and_leaves_random_numbers_alone():
     assert not same_state(state(first), state(other))
 
 
-def test_counterfeits_are_the_generators_pictures_as_files_hold_them():
+@pytest.fixture(scope="module")
+def vivid() -> generators.Autoencoder:
+    """A generator some of whose output leaves [0, 1]."""
     model = settled(generators.Autoencoder("nearest"), seed=1)
     with torch.no_grad():
-        model.decoder[-1].weight.mul_(4)  # so that some of its output leaves [0, 1]
-    real = patches.crop(("coffee", "china"), 21)
-    fake = generators.counterfeit(model, real)
+        model.decoder[-1].weight.mul_(4)
+    return model
+
+
+def test_codes_are_drawn_near_those_of_real_patches_as_far_as_is_asked_for(vivid):
+    real = patches.crop(("coffee", "china"), 24)
     with torch.no_grad():
-        whole = model(real)
-    assert whole.min() < 0 or whole.max() > 1
-    assert torch.equal(fake, whole.clamp(0, 1).mul(255).round().div(255))
-    assert not fake.requires_grad
-    assert torch.equal(fake, generators.counterfeit(model, real, chunk=21))
-    assert (fake - generators.counterfeit(model, real, chunk=4)).abs().max() <= 1.001 / 255
+        own = vivid.encoder(real)
+    assert torch.equal(generators.codes(vivid, real, noise=0), own)
+    spread = own.std((0, 2, 3))
+    for noise in (0.1, 0.5):
+        away = generators.codes(vivid, real, noise=noise, generator=torch.Generator().manual_seed(3)) - own
+        torch.testing.assert_close(away.std((0, 2, 3)), noise * spread, rtol=0.05, atol=0)
+        assert (away.mean((0, 2, 3)).abs() < 0.06 * noise * spread).all()
+    assert generators.codes(vivid, real).requires_grad is False
+
+
+@pytest.mark.parametrize("draw", [generators.codes, generators.counterfeit])
+def test_what_is_drawn_is_a_function_of_the_generator(vivid, draw):
+    real = patches.crop(("coffee", "china"), 6)
+    before = torch.get_rng_state()
+    first = draw(vivid, real)
+    assert torch.equal(first, draw(vivid, real))
+    seeded = [draw(vivid, real, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(seeded[0], seeded[1])
+    assert not torch.equal(seeded[0], seeded[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("change", "message"), [({"noise": -0.1}, "noise"), ({"generator": 3}, "generator")])
+def test_noise_that_is_none_is_refused(vivid, change, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message} must be"):
+        generators.codes(vivid, patches.crop(("coffee",), 2), **change)
+
+
+def test_counterfeits_are_the_generators_pictures_as_files_hold_them(vivid):
+    real = patches.crop(("coffee", "china"), 21)
+    for noise in (0.0, 0.3):
+        fake = generators.counterfeit(vivid, real, noise=noise)
+        with torch.no_grad():
+            whole = vivid.decoder(generators.codes(vivid, real, noise=noise))
+        assert whole.min() < 0 or whole.max() > 1
+        assert torch.equal(fake, whole.clamp(0, 1).mul(255).round().div(255))
+        assert not fake.requires_grad
+
+
+def test_without_noise_counterfeits_do_not_depend_on_how_patches_are_cut_into_chunks(vivid):
+    real = patches.crop(("coffee", "china"), 21)
+    whole, cut = (generators.counterfeit(vivid, real, noise=0, chunk=chunk) for chunk in (21, 4))
+    assert (whole - cut).abs().max() <= 1.001 / 255
