@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 _MADE_BY = "python -m xaicourse.forensics train"
 _COUNTS = {"train": 3000, "validation": 600, "test": 400}
+_PLANTED = (2000, 400, 400)  # patches to train, validate and test a planted artefact on
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def planted(seed: int, artefact: str, *, steps: int = 300, strength: float = 0.0
     """
     train, validation, test = (
         0.1 + 0.8 * patches.crop(names, count, generator=torch.Generator().manual_seed(7000 + 10 * seed + at))
-        for at, (names, count) in enumerate(zip(patches.split(seed), (2000, 400, 400), strict=True))
+        for at, (names, count) in enumerate(zip(patches.split(seed), _PLANTED, strict=True))
     )
     phase = torch.Generator().manual_seed(seed)
     real = [patches.quantise(part) for part in (train, validation, test)]
@@ -172,7 +173,8 @@ def fooled(
         generators.codes(autoencoder, patches.take(real, range(min(most, len(real)))))
         for real, most in ((sets.train.real, 512), (sets.test[sets.seen].real, 200))
     )
-    ranking = channels.rank(network, learned, within="decoder.")
+    # the pixels' box is no bound on codes, which the first convolution sees here
+    ranking = channels.rank(network, learned, composite="epsilon_plus", within="decoder.")
     draw = torch.Generator().manual_seed(seed)
     found: dict[str, Any] = {"whole": (fooling.attack(network, z, []).detected >= cut).double().mean().item()}
     for kind in ablation.KINDS:
