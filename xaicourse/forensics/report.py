@@ -9,7 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from ..weights import DATA
+
 __all__ = [
+    "shipped",
     "Interval",
     "ablation_table",
     "collect",
@@ -19,6 +22,9 @@ __all__ = [
     "interval",
     "values",
 ]
+
+
+_MADE_BY = "python -m xaicourse.forensics report"
 
 
 class Interval(NamedTuple):
@@ -61,6 +67,17 @@ def collect(folder: Path) -> dict[str, Any]:
             f"folder must hold results of `python -m xaicourse.forensics`, seed-…/*.json; {folder} has none"
         )
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+
+def shipped() -> dict[str, Any]:
+    """The results that come with the course, as ``collect`` gives them: the miniature over fresh seeds.
+
+    FileNotFoundError if they are not there; they come with the course's folder, not with an installed package.
+    """
+    file = DATA / "forensics" / "results.json"
+    if not file.exists():
+        raise FileNotFoundError(f"the results must be in {file}; `{_MADE_BY}` makes them")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def values(results: dict[str, Any], *path: str) -> list[float]:
