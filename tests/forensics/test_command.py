@@ -137,7 +137,7 @@ def test_a_step_does_those_before_it(trained, finished, data):
 
 
 def test_the_miniature_runs_from_its_generators_to_its_report(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(miniature, "_COUNTS", {"train": 96, "validation": 40, "test": 24})
+    monkeypatch.setattr(miniature, "_COUNTS", {"train": 64, "validation": 24, "test": 16})
     monkeypatch.setitem(miniature.SETTINGS, "small", {"sigma": 0.5, "arms": ("colour",)})
     planted = {kind: {"precision": 1.0, "outrank": 0.75, "random": 0.5} for kind in ("chroma", "luma")}
     seed = tmp_path / "seed-0"

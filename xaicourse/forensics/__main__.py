@@ -2,9 +2,11 @@
 
 Without ``--data`` it runs the miniature: patches of the photographs that installed packages carry. With ``--data ROOT`` it
 works on images in the ForenSynths layout, ROOT/generator/class/{0_real,1_fake}. Every command goes on where it was interrupted,
-and runs the steps before it where they are missing. For large image sets:
+and runs the steps before it where they are missing. Large image sets are ranked, ablated and evaluated by several processes;
+training comes first, in one:
 
-    torchrun --nproc-per-node 4 -m xaicourse.forensics rank --data ROOT --out OUT --detector resnet50 --size 224
+    python -m xaicourse.forensics train --data ROOT --out OUT --detector resnet50
+    torchrun --nproc-per-node 4 -m xaicourse.forensics evaluate --data ROOT --out OUT --detector resnet50
 """
 
 from __future__ import annotations
