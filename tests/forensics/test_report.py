@@ -137,3 +137,11 @@ def test_tables_of_a_detector_without_results_are_refused(results):
         with pytest.raises(ValueError, match=f"results must hold those of step '{step}' for detector 'resnet50'"):
             table(results, "resnet50")
     assert report.difference_table(results, "resnet50") == [["difference"]]
+
+
+def test_a_star_is_the_mean_over_generators_and_leaves_out_what_stands_beside_them():
+    one = {"threshold": 0.5, "nearest": {"colour": {"precision": 0.5}}, "bilinear": {"colour": {"precision": 1.0}}}
+    results = {"0": {"small": {"arms": one}}, "1": {"small": {}}}
+    assert report.values(results, "small", "arms", "*", "colour", "precision") == [0.75]
+    assert report.values(results, "small", "arms", "*", "gray", "precision") == []
+    assert report.values(results, "small", "arms", "nearest") == []

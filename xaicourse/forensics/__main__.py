@@ -136,6 +136,8 @@ def _run(asked: argparse.Namespace, seed: int) -> None:
         for step in steps:
             getattr(run, step)()
             _log.info("seed %d, %s: %s done", seed, name, step)
+        if "evaluate" in steps:
+            run.rivals()
     if asked.data is None and "evaluate" in steps:
         about: dict[str, Any] = {"seed": seed, "configuration": {"detector": "small"}}
         keep(folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in ARTEFACTS} | about)
@@ -169,6 +171,8 @@ def _detector(asked: argparse.Namespace, seed: int, name: str, sets: miniature.S
 def _report(asked: argparse.Namespace) -> str:
     results = report.collect(asked.out)
     (asked.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if report.complete(results):
+        (asked.out / "summary.json").write_text(json.dumps(report.summary(results), indent=1) + "\n", encoding="utf-8")
     lines = [
         f"{len(results)} {'seed' if len(results) == 1 else 'seeds'}; mean ± half of the 95 % interval over seeds, written to "
         f"{asked.out / 'results.json'}"

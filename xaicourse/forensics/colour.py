@@ -19,7 +19,7 @@ from ..scores import check_model
 from . import patches
 from .channels import Channel, norms
 
-__all__ = ["ARTEFACTS", "Shift", "maxima", "plant", "shifts", "tuning"]
+__all__ = ["ARTEFACTS", "Shift", "maxima", "most_active", "plant", "shifts", "tuning"]
 
 ARTEFACTS = ("chroma", "luma")
 """What a planted checkerboard varies: colour at constant brightness, or brightness at constant colour."""
@@ -48,6 +48,20 @@ def maxima(model: nn.Module, pictures: Tensor, *, chunk: int = 128) -> dict[str,
         for handle in handles:
             handle.remove()
     return {path: torch.cat(parts) for path, parts in found.items()}
+
+
+def most_active(model: nn.Module, pictures: Tensor) -> list[Channel]:
+    """All channels by how active they are, the most active first: a ranking that no explanation has a part in.
+
+    The largest activation of a channel in each picture, as a share of its layer's (negative ones count as 0), and the mean over
+    pictures: normalised as ``channels.relevance`` is.
+    """
+    shares = {}
+    for path, most in maxima(model, pictures).items():
+        above = most.double().clamp(min=0)
+        for index, share in enumerate((above / above.sum(1, keepdim=True).clamp(min=1e-12)).mean(0).tolist()):
+            shares[path, index] = share
+    return sorted(shares, key=lambda channel: -shares[channel])
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,10 @@ class Run:
         """All arms in colour and gray on every generator; how activations shift; where the top channels look."""
         return keep(self.folder / "evaluate.json", lambda: self._evaluate() | self._about())
 
+    def rivals(self) -> dict[str, Any]:
+        """Average precision without the top k of two rankings that need no LRP rules, beside that of ours."""
+        return keep(self.folder / "rivals.json", lambda: self._rivals() | self._about())
+
     def settings(self) -> dict[str, Any]:
         """What the results depend on beside the seed."""
         return {
@@ -197,6 +201,23 @@ class Run:
                         draws.append(self._quality(detector, cut))
                 found[where][kind] = _average(draws)
             _log.info("%s, seed %d: ablated %s the batch norm", self.name, self.seed, where)
+        return found
+
+    def _rivals(self) -> dict[str, Any]:
+        detector, cut, k = self.detector(), self.cut(), self.settings()["k"]
+        learned = patches.take(self.sets.train.fake, range(min(512, len(self.sets.train.fake))))
+        sure = learned[detectors.logits(detector, learned).sigmoid() >= 0.9]
+        chosen = {
+            "LRP": self.rank().top(k),
+            # LRP-epsilon is gradient x activation here, a theorem of lecture 11
+            "gradient x activation": channels.rank(detector, sure, composite="epsilon").top(k),
+            "largest activation": colour.most_active(detector, sure)[:k],
+        }
+        found: dict[str, Any] = {}
+        for name, off in chosen.items():
+            with ablation.ablated(detector, off):
+                found[name] = self._quality(detector, cut)
+            found[name]["in common with LRP"] = len(set(off) & set(chosen["LRP"])) / k
         return found
 
     def _evaluate(self) -> dict[str, Any]:

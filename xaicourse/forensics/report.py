@@ -10,16 +10,21 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from ..weights import DATA
+from .ablation import KINDS
+from .colour import ARTEFACTS
+from .experiment import ARMS
 
 __all__ = [
     "shipped",
     "Interval",
     "ablation_table",
     "collect",
+    "complete",
     "colour_table",
     "difference",
     "difference_table",
     "interval",
+    "summary",
     "values",
 ]
 
@@ -81,18 +86,25 @@ def shipped() -> dict[str, Any]:
 
 
 def values(results: dict[str, Any], *path: str) -> list[float]:
-    """The number at a path of keys, one for every seed that has it.
+    """The number at a path of keys, one for every seed that has it; "*" stands for the mean over all generators.
 
     values(results, "small", "ablate", "baseline", "nearest", "precision")
+    values(results, "small", "ablate", "after", "top", "*", "precision")
     """
-    found = []
-    for of_seed in results.values():
-        at: Any = of_seed
-        for key in path:
-            at = at.get(key) if isinstance(at, dict) else None
-        if at is not None:
-            found.append(float(at))
-    return found
+    found = [_at(of_seed, path) for of_seed in results.values()]
+    return [value for value in found if value is not None]
+
+
+def _at(place: Any, path: Sequence[str]) -> float | None:
+    for number, key in enumerate(path):
+        if not isinstance(place, dict):
+            return None
+        if key == "*":  # what is no dictionary stands beside the generators: a threshold
+            inside = [_at(each, path[number + 1 :]) for each in place.values() if isinstance(each, dict)]
+            known = [value for value in inside if value is not None]
+            return mean(known) if known else None
+        place = place.get(key)
+    return None if place is None or isinstance(place, dict) else float(place)
 
 
 def difference(results: dict[str, Any], path: Sequence[str], other: Sequence[str]) -> Interval:
@@ -175,6 +187,41 @@ def difference_table(results: dict[str, Any], detector: str, what: str = "precis
         one, other = ([[name if key is None else key for key in path] for name in names] for path in ends)
         rows.append([label, *(str(difference(results, a, b)) for a, b in zip(one, other, strict=True))])
     return rows
+
+
+def complete(results: dict[str, Any]) -> bool:
+    """Whether there is all that ``summary`` needs: the miniature, with both detectors that the lecture shows."""
+    steps = {"small": ("ablate", "evaluate"), "efficientnet_lite0": ("ablate", "evaluate")}
+    return all(
+        {"planted", "fooled"} <= set(one)
+        and all(set(needed) <= set(one.get(name, {})) for name, needed in steps.items())
+        for one in results.values()
+    )
+
+
+def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the closing page of the course quotes: mean and half width over seeds, averaged over generators.
+
+    Keys are as in the results of a seed; "difference" has the paired ones.
+    """
+    found: dict[str, Any] = {"seeds": len(results)}
+    for name in ("small", "efficientnet_lite0"):
+        rows: dict[str, tuple[str, ...]] = {"nothing": (name, "ablate", "baseline", "*", "precision")}
+        rows |= {kind: (name, "ablate", "after", kind, "*", "precision") for kind in KINDS}
+        gray, colour = ((name, "evaluate", "arms", "colour", "*", shown, "precision") for shown in ("gray", "colour"))
+        found[name] = {row: list(interval(values(results, *path))) for row, path in rows.items()}
+        found[name]["lost beyond layers"] = list(difference(results, rows["layer-matched"], rows["top"]))
+        found[name]["difference"] = {"gray, colour": list(difference(results, gray, colour))}
+    found["planted"] = {kind: list(interval(values(results, "planted", kind, "outrank"))) for kind in ARTEFACTS}
+    found["gray photographs called real"] = {
+        arm: list(interval(values(results, "small", "evaluate", "arms", arm, "*", "all gray", "real"))) for arm in ARMS
+    }
+    found["fooled"] = {"whole": list(interval(values(results, "fooled", "whole")))} | {
+        kind: {what: list(interval(values(results, "fooled", kind, "8", what))) for what in ("detected", "distortion")}
+        for kind in KINDS
+    }
+    found["fooled"] |= {"channels off": 8, "channels": 64}  # of the generator
+    return found
 
 
 def _first(results: dict[str, Any], detector: str, step: str) -> dict[str, Any]:
