@@ -28,7 +28,7 @@ ALSO_KEYS = {"lecture", "cell", "snippet", *SOURCE_KEYS}
 
 # not inside a word, nor behind a letter and a hyphen (LRP-0), nor a part of another number; - and + before it are its sign
 NUMBER = re.compile(
-    r"(?<![\w.])(?<!\w-)([-+]?)(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])(?!\.\d)"
+    r"(?<![\w.])(?<![A-Za-z_]-)([-+]?)(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])(?!\.\d)"
 )
 
 
@@ -412,7 +412,7 @@ def _escaped(text: str) -> str:
 
 
 def _where(row: Measurement, root: Path) -> str:
-    # its own cell; another lecture is named once, by the first of its cells; a file by its path
+    # its own cell; another lecture is named once, by the first of its cells; a file by a link to it
     cells = {row.lecture: row.cell}
     for source in row.sources:
         if not source.file:
@@ -422,4 +422,5 @@ def _where(row: Measurement, root: Path) -> str:
         label = f"{lecture:02d}\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}{cell}" if cell else f"{lecture:02d}"
         path = _notebook(lecture, root)
         links.append(f"[{label}]({path.name})" if path else label)
-    return ", ".join([*links, *dict.fromkeys(f"`{source.file}`" for source in row.sources if source.file)])
+    files = dict.fromkeys(source.file for source in row.sources if source.file)
+    return ", ".join([*links, *(f"[{Path(file).stem}](../{file})" for file in files)])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from .arguments import check_count
 from .plotting import COLOURS, WIDTH, Picture, _check_alt, _house_style
 
 __all__ = ["dots", "patches"]
@@ -46,6 +46,7 @@ def patches(
     for name, given in (("below", below), ("framed", framed), ("boxes", boxes)):
         if given is not None and len(given) != len(pictures):
             raise ValueError(f"{name} must have one entry for each of {len(pictures)} pictures, got {len(given)}")
+    check_count("columns", columns)
     rows = -(-len(pictures) // columns)
     if names is not None and len(names) != rows:
         raise ValueError(f"names must have one entry for each of {rows} rows, got {len(names)}")
@@ -63,7 +64,7 @@ def patches(
         if at >= len(pictures):
             axes.set_axis_off()
             continue
-        axes.imshow(pictures[at].movedim(0, -1).cpu().numpy(), vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(pictures[at].movedim(0, -1).cpu().numpy().clip(0, 1), interpolation="nearest")
         fake = framed is not None and framed[at]
         axes.spines[:].set(visible=True, color=COLOURS[1] if fake else "0.6", linewidth=4 if fake else 0.8)
         if below:
@@ -102,9 +103,12 @@ def dots(
     _check_alt(alt)
     if not panels or not all(panels.values()):
         raise ValueError("panels must hold at least one panel with one row, got none")
-    first: Mapping[str, Any] = next(iter(panels.values()))
-    kinds = list(next(iter(first.values())))
-    rows = list(first)
+    rows = list(next(iter(panels.values())))
+    if any(list(of_rows) != rows for of_rows in panels.values()):
+        raise ValueError(f"panels must have the same rows, got {[list(of_rows) for of_rows in panels.values()]}")
+    kinds = list(dict.fromkeys(kind for of_rows in panels.values() for row in of_rows.values() for kind in row))
+    if len(kinds) > len(_MARKS):
+        raise ValueError(f"panels must have at most {len(_MARKS)} kinds of dots, got {len(kinds)}")
     figure = Figure(figsize=(WIDTH, 0.85 + len(rows) * (0.16 * len(kinds) + 0.22)), layout="constrained")
     shared = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     colours = [COLOURS[at % len(COLOURS)] for at in (2, 1, 3, 0, 4)]

@@ -64,7 +64,7 @@ def test_lrp_0_conserves_exactly_where_there_are_no_biases(kind):
     autoencoder = generators.Autoencoder(kind, width=12).eval()
     for at, module in enumerate(autoencoder.decoder):
         if isinstance(module, nn.BatchNorm2d):
-            autoencoder.decoder[at] = nn.Identity()
+            autoencoder.decoder[at] = nn.Identity().eval()
     model, z = fooling.Counterfeiter(autoencoder, plain_detector()).double(), codes().double()
     relevance = lrp.relevance(model, z, 0, composite=LRP0)
     with torch.no_grad():

@@ -109,13 +109,49 @@ def test_where_only_counterfeits_were_gray_in_training_gray_photographs_are_call
     assert below_zero(minus(shortcut, control))
 
 
+def test_top_channels_look_at_colour_hardly_more_than_random_ones_of_their_layers():
+    for name in NETWORKS:
+        at = (name, "evaluate", "looks")
+        more = minus(report.values(RESULTS, *at, "top"), report.values(RESULTS, *at, "layer-matched"))
+        assert abs(more.mean) < 0.1
+        assert report.interval(report.values(RESULTS, *at, "layer-matched")).mean > 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_unseen_generators_do_not_lose_more_in_gray_than_the_seen_one(name):
+    def loss(generator):
+        at = (name, "evaluate", "arms", "colour", generator)
+        in_colour, in_gray = (report.values(RESULTS, *at, shown, "precision") for shown in ("colour", "gray"))
+        return [g - c for c, g in zip(in_colour, in_gray, strict=True)]
+
+    unseen = [sum(each) / 3 for each in zip(*(loss(g) for g in GENERATORS[1:]), strict=True)]
+    more = minus(unseen, loss("transposed"))
+    assert more.mean - more.half > -0.05
+    mean_loss = report.interval(unseen)
+    assert mean_loss.mean - mean_loss.half < 0 < mean_loss.mean + mean_loss.half  # a null result
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_after_gray_training_gray_counterfeits_are_found_more_easily_than_coloured_ones(name):
+    at = (name, "evaluate", "arms", "gray", "*")
+    assert above_zero(minus(over_generators(*at, "gray"), over_generators(*at, "colour")))
+
+
 def test_without_its_most_relevant_channels_a_generator_fools_the_detector_and_its_pictures_suffer():
     def of(kind, what):
-        return report.values(RESULTS, "fooled", kind, "8", what)
+        return report.values(RESULTS, "fooled", kind, "16", what)
 
-    assert min(report.values(RESULTS, "fooled", "whole")) > 0.5
-    assert below_zero(minus(of("top", "detected"), of("layer-matched", "detected")))
+    whole = report.values(RESULTS, "fooled", "whole")
+    assert min(whole) > 0.5
+    assert below_zero(minus(of("top", "detected"), whole))
     assert above_zero(minus(of("top", "distortion"), of("layer-matched", "distortion")))
+    fewer = minus(of("top", "detected"), of("layer-matched", "detected"))
+    assert fewer.mean - fewer.half < 0 < fewer.mean + fewer.half  # a null result: which channels, it does not matter
+
+
+def test_the_most_active_channels_matter_more_than_the_most_relevant_ones():
+    lrp, active = (over_generators("small", "rivals", name, "*") for name in ("LRP", "largest activation"))
+    assert above_zero(minus(lrp, active))
 
 
 def test_generators_of_the_course_are_four_and_detectors_are_right_on_all_of_them():

@@ -16,13 +16,13 @@ import json
 import logging
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from .. import models
 from ..arguments import check_count
 from . import detectors, folders, miniature, patches, report, synths
 from .channels import norms
@@ -196,12 +196,33 @@ def _report(asked: argparse.Namespace) -> str:
         if found["outrank"]:
             said = ", ".join(f"{what} {report.interval(of_seeds)}" for what, of_seeds in found.items())
             lines += ["", f"planted in {artefact}: {said}"]
+    if report.values(results, "planted", "chroma", "outrank"):
+        apart = report.difference(results, ("planted", "chroma", "outrank"), ("planted", "luma", "outrank"))
+        lines += [f"outrank, chroma minus luma: {apart}"]
+    table = report.fooled_table(results)
+    if len(table) > 1:
+        lines += ["", "channels of the generator ablated: share of its pictures found, distortion"]
+        lines += _aligned(table)
     return "\n".join(lines)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _try(asked: argparse.Namespace, seed: int) -> Exception | None:
+    """Run a seed; one whose detector is at chance is said to be so, and does not stop those after it."""
+    try:
+        _run(asked, seed)
+    except detectors.AtChance as error:
+        return detectors.AtChance(f"seed {seed}: {error}")
+    return None
+
+
+def _said(error: Exception) -> Exception:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return error
 
 
 def main(given: list[str] | None = None) -> int:
@@ -214,17 +235,18 @@ def main(given: list[str] | None = None) -> int:
                 asked.device = f"cuda:{os.environ['LOCAL_RANK']}"
             if asked.device.startswith("cuda"):
                 torch.cuda.set_device(asked.device)
-            distributed.init_process_group("nccl" if asked.device.startswith("cuda") else "gloo")
+            backend = "nccl" if asked.device.startswith("cuda") else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(days=1))  # shards are not all equally long
         if asked.command == "data":
             print(_data(asked))
         elif asked.command == "report":
             print(_report(asked))
         else:
             _check_settings(asked)
-            for seed in asked.seeds:
-                _run(asked, seed)
-    except (OSError, ValueError, models.WeightsUnavailable) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            refused = [_said(error) for error in (_try(asked, seed) for seed in asked.seeds) if error is not None]
+            return int(bool(refused))
+    except (OSError, RuntimeError, ValueError) as error:
+        _said(error)
         return 1
     finally:
         if distributed.is_initialized():

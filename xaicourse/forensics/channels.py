@@ -7,10 +7,10 @@ For picture i and the channels c of one layer the lecture has
 
     R_i[c] = sum_hw (R[i, c, h, w])+  /  sum_chw |R[i, c, h, w]|,        R[c] = 1/n sum_i R_i[c],
 
-with R from LRP: no bias takes a share, z+ for convolutions (beta = 0), zB at the pixels, epsilon for the last layer, and each
-batch norm merged into its convolution. Only counterfeits count that the detector calls so with a probability of at least 0.9.
-All layers are pooled. As each is normalised by itself, its channels share 1 between them: a narrow layer's have more each. So
-the lecture compares the top k with random channels of the same layers, too (``ablation.choose``).
+with R from LRP: no bias of a convolution takes a share, z+ for convolutions (beta = 0), zB at the pixels, epsilon for the last
+layer, and each batch norm merged into its convolution. Only counterfeits count that the detector calls so with a probability of
+at least 0.9. All layers are pooled. As each is normalised by itself, its channels share 1 between them: a narrow layer's have
+more each. So the lecture compares the top k with random channels of the same layers, too (``ablation.choose``).
 
 A large set is cut into shards. What a shard adds is kept in a folder as soon as it is known, so that nothing is computed twice
 after a kill, and under ``torchrun`` the processes share the shards out. Sums are whole numbers of 2^-40, which add up to the
@@ -21,6 +21,7 @@ Chandrasegaran et al. 2022, Discovering transferable forensic features for CNN-g
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .. import lrp
-from ..arguments import check_count
+from ..arguments import check_count, check_finite
 from ..progress import bar
 from ..scores import check_model
 from .patches import Pictures, take
@@ -151,7 +152,8 @@ def rank(
 
     Where torch.distributed is initialised, each process works on its shards, and all return the same ranking.
 
-    ValueError if no counterfeit is called so with that probability: at chance there is nothing to rank.
+    ValueError if no counterfeit is called so with that probability. Whether the detector knows real pictures from counterfeits,
+    this cannot tell: ``detectors.check_detects`` does.
     """
     check_model(model)
     check_count("shard", shard)
@@ -200,7 +202,13 @@ def _shard(
 ) -> Tensor:
     x = take(fake, pictures).to(device)
     with torch.no_grad():
-        sure = model(x)[:, 0].sigmoid() >= least
+        logit = model(x)
+    if logit.shape != (len(x), 1):
+        raise ValueError(
+            f"model must have outputs (N, 1), the log odds of counterfeit, got {tuple(logit.shape)} for {len(x)}"
+        )
+    check_finite(f"the model's outputs for pictures {pictures.start} to {pictures.stop - 1}", logit)
+    sure = logit[:, 0].sigmoid() >= least
     width = sum(n.num_features for path, n in norms(model).items() if path.startswith(within))
     sums = torch.zeros(1 + width, dtype=torch.int64)
     if bool(sure.any()):
@@ -214,10 +222,10 @@ def _kept(file: Path | None, compute: Callable[[], Tensor]) -> Tensor:
     """What the file holds, or else the result of the computation, which is then written whole or not at all."""
     if file is None:
         return compute()
-    try:
+    # where it was cut off with the power, it is computed again
+    with contextlib.suppress(OSError, EOFError, RuntimeError, pickle.UnpicklingError):
         return torch.load(file, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):  # it is not there, or was cut off with the power
-        sums = compute()
+    sums = compute()
     beside = file.with_suffix(f".{os.getpid()}")
     torch.save(sums, beside)
     beside.replace(file)

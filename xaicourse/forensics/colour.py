@@ -80,7 +80,7 @@ class Shift:
     level: float
 
     def found(self, test: str) -> Tensor:
-        """Which channels differ by that test ("median" or "paired"), at most ``level`` of them falsely: BoolTensor (C,)."""
+        """Which channels differ by that test ("median" or "paired"), a share of ``level`` of them falsely, on average: (C,)."""
         from scipy.stats import false_discovery_control
 
         if test not in ("median", "paired"):
@@ -150,7 +150,7 @@ def tuning(model: nn.Module, *, count: int = 128, generator: torch.Generator | N
 
     Both noises are white, on mid-gray, and of the same root mean square over R, G and B (0.1). With v the variance of the
     channel's output over places and pictures: (v_chroma - v_luma) / (v_chroma + v_luma). Neither photographs nor
-    counterfeits take part, so that the tuning is independent of the ranking that it is compared with.
+    counterfeits take part. "Colour" is the direction of ``plant``, red against green; blue is not asked.
 
     Returns (channels,) by path of the batch norm.
     """

@@ -27,6 +27,7 @@ from ..scores import check_model
 from . import patches
 
 __all__ = [
+    "AtChance",
     "NAMES",
     "Detector",
     "Quality",
@@ -42,6 +43,7 @@ __all__ = [
 NAMES = ("small", "efficientnet_lite0", "resnet50")
 """Backbones: five convolutions trained from scratch, and two networks that ImageNet has trained."""
 
+_RATES = {"small": 1e-3, "efficientnet_lite0": 3e-4, "resnet50": 3e-4}
 _log = logging.getLogger(__name__)
 
 
@@ -159,26 +161,31 @@ def train(
         check_weight(name, share)
         if share > 1:
             raise ValueError(f"{name} must be a share, from 0 to 1, got {share}")
+    check_positive("sigma", sigma)
+    rate = _RATES[detector.name] if rate is None else rate
+    check_positive("rate", rate)
     generator = torch.Generator().manual_seed(seed)
     device = next(detector.parameters()).device
     colourless = [torch.rand(len(p), generator=generator) < share for p, share in ((real, gray_real), (fake, gray))]
-    rate = rate or (1e-3 if detector.name == "small" else 3e-4)
     optimiser = torch.optim.Adam(detector.parameters(), rate)
     truth = torch.cat([torch.zeros(32, 1), torch.ones(32, 1)]).to(device)
     detector.train().to(memory_format=torch.channels_last)
-    with bar(steps, "steps", progress) as advance, torch.random.fork_rng():
-        torch.manual_seed(seed)  # of dropout
-        for _ in range(steps):
-            drawn = [_draw(*each, generator) for each in zip((real, fake), colourless, strict=True)]
-            x = augment(torch.cat(drawn), sigma=sigma, generator=generator)
-            x = x.to(device, memory_format=torch.channels_last)
-            loss = F.binary_cross_entropy_with_logits(detector(x), truth)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            advance()
+    try:
+        with bar(steps, "steps", progress) as advance, torch.random.fork_rng():
+            torch.manual_seed(seed)  # of dropout
+            for _ in range(steps):
+                drawn = [_draw(*each, generator) for each in zip((real, fake), colourless, strict=True)]
+                x = augment(torch.cat(drawn), sigma=sigma, generator=generator)
+                x = x.to(device, memory_format=torch.channels_last)
+                loss = F.binary_cross_entropy_with_logits(detector(x), truth)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                advance()
+    finally:
+        detector.eval().to(memory_format=torch.contiguous_format)
     _log.info("%s: loss %.3f", detector.name, loss.item())
-    return detector.eval().to(memory_format=torch.contiguous_format)
+    return detector
 
 
 def _draw(pictures: patches.Pictures, colourless: Tensor, generator: torch.Generator) -> Tensor:
@@ -196,6 +203,7 @@ def logits(detector: nn.Module, pictures: patches.Pictures, *, gray: bool = Fals
     Where torch.distributed is initialised, the processes share the chunks out, and all return all logits.
     """
     check_model(detector, "detector")
+    check_count("chunk", chunk)
     _check_pictures("pictures", pictures)
     device = next(detector.parameters()).device
     shared = distributed.is_available() and distributed.is_initialized()
@@ -253,14 +261,18 @@ def quality(real: Tensor, fake: Tensor, cut: float) -> Quality:
     return Quality(precision, below.float().mean().item(), above.float().mean().item())
 
 
+class AtChance(ValueError):
+    """The detector does not tell counterfeits from real pictures, so that there is nothing to explain."""
+
+
 def check_detects(real: Tensor, fake: Tensor, *, level: float = 0.01) -> None:
-    """ValueError if these logits tell counterfeits from real pictures no better than chance (Mann-Whitney, one-sided)."""
+    """``AtChance``, a ValueError, if these logits do not tell counterfeits from real pictures (Mann-Whitney, one-sided)."""
     from scipy.stats import mannwhitneyu
 
     test = mannwhitneyu(fake.double().numpy(), real.double().numpy(), alternative="greater")
     if not test.pvalue < level:
         area = test.statistic / (len(real) * len(fake))
-        raise ValueError(
+        raise AtChance(
             f"detector must tell counterfeits from real pictures for its channels to be ranked: on these it is at chance (area "
             f"under the ROC curve {area:.2f}, p = {test.pvalue:.2g}), and a ranking would explain what it does not know"
         )

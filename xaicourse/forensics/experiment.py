@@ -3,8 +3,8 @@
     run = experiment.Run(folder, sets, "small", seed=3)
     run.train(); run.rank(); run.ablate(); run.evaluate()
 
-Every step writes one file, whole or not at all, and does nothing where its file is there: a run that was killed goes on. Steps
-that read pictures share the work out under ``torchrun``; the first process writes.
+Every step writes one file, whole or not at all, and does nothing where its file is there: a run that was killed goes on. Under
+``torchrun`` ranking and the logits of pictures are shared out, the rest is done by all; the first process writes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ K = {"small": 30, "efficientnet_lite0": 27, "resnet50": 114}
 _DRAWS = 5
 _LOOKED_AT = 48  # pictures whose strongest places are sought
 _STEPS = {"small": 400, "efficientnet_lite0": 100, "resnet50": 100}
+_VERSIONS = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "xaicourse")
 _log = logging.getLogger(__name__)
 
 
@@ -127,15 +128,21 @@ class Run:
 
     def ablate(self) -> dict[str, Any]:
         """Average precision and accuracies on every generator with channels off: each kind, after and before the batch norm."""
-        return keep(self.folder / "ablate.json", lambda: self._ablate() | self._about())
+        return self._keep("ablate.json", self._ablate)
 
     def evaluate(self) -> dict[str, Any]:
         """All arms in colour and gray on every generator; how activations shift; where the top channels look."""
-        return keep(self.folder / "evaluate.json", lambda: self._evaluate() | self._about())
+        return self._keep("evaluate.json", self._evaluate)
 
     def rivals(self) -> dict[str, Any]:
-        """Average precision without the top k of two rankings that need no LRP rules, beside that of ours."""
-        return keep(self.folder / "rivals.json", lambda: self._rivals() | self._about())
+        """Average precision without the top k of three rankings by the same pictures: LRP, LRP-epsilon, largest activation."""
+        return self._keep("rivals.json", self._rivals)
+
+    def _keep(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = self.folder / name
+        if _there(file):
+            _check_same(file, self._about())
+        return keep(file, lambda: compute() | self._about())
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on beside the seed."""
@@ -208,9 +215,9 @@ class Run:
         learned = patches.take(self.sets.train.fake, range(min(512, len(self.sets.train.fake))))
         sure = learned[detectors.logits(detector, learned).sigmoid() >= 0.9]
         chosen = {
-            "LRP": self.rank().top(k),
-            # LRP-epsilon is gradient x activation here, a theorem of lecture 11
-            "gradient x activation": channels.rank(detector, sure, composite="epsilon").top(k),
+            "LRP": channels.rank(detector, sure).top(k),  # of the same pictures as the others
+            # in a network of ReLUs this is gradient x activation, a theorem of lecture 11
+            "LRP-epsilon": channels.rank(detector, sure, composite="epsilon").top(k),
             "largest activation": colour.most_active(detector, sure)[:k],
         }
         found: dict[str, Any] = {}
@@ -265,6 +272,17 @@ class Run:
         return float(torch.stack(ratios).mean())
 
 
+def _check_same(file: Path, about: dict[str, Any]) -> None:
+    """ValueError if a JSON file was made with another seed or configuration; keys that only one of them has do not count."""
+    there = json.loads(file.read_text(encoding="utf-8"))
+    pairs = [("seed", there.get("seed"), about["seed"])]
+    known = there.get("configuration", {})
+    pairs += [(key, known[key], value) for key, value in about["configuration"].items() if key in known]
+    for key, old, new in pairs:
+        if json.loads(json.dumps(new)) != old and old is not None:
+            raise ValueError(f"folder must be of this run: {file} was made with {key} = {old!r}, asked for is {new!r}")
+
+
 def keep(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a JSON file holds, or else the result of the computation, which is then written, whole or not at all."""
     if not _there(file):
@@ -280,7 +298,7 @@ def keep(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "numpy")}
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
 
 
 def _average(draws: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..scores import check_model
 from . import patches
 from .ablation import ablated
 from .channels import Channel
@@ -30,14 +31,16 @@ __all__ = ["Attack", "Counterfeiter", "attack"]
 class Counterfeiter(nn.Module):
     """A generator and a detector of its pictures in one: codes (N, 8, 16, 16) to log odds of "counterfeit", (N, 1).
 
-    The picture goes from one to the other as it is, neither clipped nor rounded.
+    The picture goes from one to the other as it is, neither clipped nor rounded. Both must be in evaluation mode.
     """
 
     def __init__(self, autoencoder: Autoencoder, detector: nn.Module) -> None:
         super().__init__()
         self.decoder = autoencoder.decoder
         self.detector = detector
-        self.eval()
+        check_model(autoencoder.decoder, "autoencoder")
+        check_model(detector, "detector")
+        self.training = False
 
     def forward(self, z: Tensor) -> Tensor:
         """D(G(z))."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..arguments import check_count, check_generator, check_weight
 from ..progress import bar
+from ..scores import check_model
 from . import patches
 
 __all__ = ["KINDS", "NOISE", "Autoencoder", "codes", "counterfeit", "train"]
@@ -88,9 +89,10 @@ def codes(
 ) -> Tensor:
     """Draw codes near those of real patches: (N, 3, 32, 32) to (N, 8, 16, 16).
 
-    noise      its standard deviation, relative to that of each channel of the codes; 0: the patches' own codes
+    noise      its standard deviation, relative to that of each channel over the patches given; 0: the patches' own codes
     generator  of the noise; None: the same each time
     """
+    check_model(model)
     check_weight("noise", noise)
     check_generator(generator)
     with torch.no_grad():
@@ -107,7 +109,11 @@ def counterfeit(
     generator: torch.Generator | None = None,
     chunk: int = 256,
 ) -> Tensor:
-    """Counterfeits made of codes near those of real patches: (N, 3, 32, 32) in [0, 1], in multiples of 1/255."""
+    """Counterfeits made of codes near those of real patches: (N, 3, 32, 32) in [0, 1], in multiples of 1/255.
+
+    noise  as in ``codes``, relative to the spread in ``chunk`` patches at a time: their number matters a little
+    """
+    check_count("chunk", chunk)
     generator = generator or torch.Generator().manual_seed(0)
     with torch.no_grad():
         parts = [model.decoder(codes(model, x, noise=noise, generator=generator)) for x in real.split(chunk)]

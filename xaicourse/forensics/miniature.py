@@ -74,7 +74,9 @@ def autoencoders(seed: int, folder: Path, *, progress: bool = False) -> dict[str
     train, _, _ = patches.split(seed)
     found = {}
     for kind in generators.KINDS:
-        file, model = folder / f"{kind.replace(' ', '_')}.pt", Autoencoder(kind)
+        file = folder / f"{kind.replace(' ', '_')}.pt"
+        with torch.random.fork_rng():
+            model = Autoencoder(kind)
         if not weights.there(file):
             weights.write(generators.train(kind, train, seed=seed, progress=progress), file)
         weights.read(model, file, made_by=_MADE_BY)
@@ -176,7 +178,7 @@ def fooled(
     # the pixels' box is no bound on codes, which the first convolution sees here
     ranking = channels.rank(network, learned, composite="epsilon_plus", within="decoder.")
     draw = torch.Generator().manual_seed(seed)
-    found: dict[str, Any] = {"whole": (fooling.attack(network, z, []).detected >= cut).double().mean().item()}
+    found: dict[str, Any] = {"whole": (fooling.attack(network, z, []).detected.double() >= cut).double().mean().item()}
     for kind in ablation.KINDS:
         found[kind] = {}
         for k in ks:
@@ -185,7 +187,7 @@ def fooled(
                 fooling.attack(network, z, ablation.choose(ranking, k, kind, generator=draw)) for _ in range(draws)
             ]
             found[kind][str(k)] = {
-                "detected": mean((one.detected >= cut).double().mean().item() for one in tries),
+                "detected": mean((one.detected.double() >= cut).double().mean().item() for one in tries),
                 "distortion": mean(one.distortion.double().mean().item() for one in tries),
             }
     return found

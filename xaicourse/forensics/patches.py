@@ -66,7 +66,8 @@ def crop(names: tuple[str, ...] | list[str], count: int, *, generator: torch.Gen
     generator  where; None: at the same places each time
 
     Returns float32 (count, 3, 32, 32) in [0, 1], RGB, in multiples of 1/255 as a file would have them. Halving the size
-    first removes the grid of 8 x 8 blocks that JPEG left in some of the files: it would tell real ones from others. Patches
+    first weakens the grid of 8 x 8 blocks that JPEG left in some of the files, which would tell real ones from others (the
+    retina keeps some of it). Patches
     whose luma varies by less than 0.03 (standard deviation) are left out.
 
     TypeError or ValueError for unknown names and a count below 1.
@@ -107,6 +108,8 @@ def luma(pictures: Tensor) -> Tensor:
 
 def grayscale(pictures: Tensor) -> Tensor:
     """The same pictures without colour, three equal channels, in multiples of 1/255: (…, 3, H, W) to the same shape."""
+    if not pictures.is_floating_point():
+        raise TypeError(f"pictures must be floats in [0, 1], got {pictures.dtype}")
     if pictures.dim() < 3 or pictures.shape[-3] != 3:
         raise ValueError(f"pictures must have shape (…, 3, H, W), got {tuple(pictures.shape)}")
     return quantise(luma(pictures)).expand_as(pictures).contiguous()

@@ -23,6 +23,7 @@ __all__ = [
     "colour_table",
     "difference",
     "difference_table",
+    "fooled_table",
     "interval",
     "summary",
     "values",
@@ -33,7 +34,10 @@ _MADE_BY = "python -m xaicourse.forensics report"
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and the half width of its 95 % interval by Student's t; printed as "0.91 ± 0.03"."""
+    """A mean over seeds and the half width of its 95 % interval by Student's t; printed as "0.91 ± 0.03".
+
+    Seeds of the miniature deal the same nine photographs: the interval is about further deals of these, not about others.
+    """
 
     mean: float
     half: float
@@ -129,6 +133,8 @@ def ablation_table(results: dict[str, Any], detector: str, where: str = "after")
     this step for the detector.
     """
     first = _first(results, detector, "ablate")
+    if where not in first:
+        raise ValueError(f"where must be a place where {detector} was ablated, got {where!r}")
     names = list(first["baseline"])
     rows = [["ablated", *names]]
     for kind in ("baseline", *first[where]):
@@ -186,6 +192,19 @@ def difference_table(results: dict[str, Any], detector: str, what: str = "precis
     for label, *ends in pairs:
         one, other = ([[name if key is None else key for key in path] for name in names] for path in ends)
         rows.append([label, *(str(difference(results, a, b)) for a, b in zip(one, other, strict=True))])
+    return rows
+
+
+def fooled_table(results: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: what was ablated in the generator, then for each k the share of pictures found and their distortion."""
+    ks: list[str] = []
+    for one in results.values():
+        ks = ks or list(one.get("fooled", {}).get("top", {}))
+    rows = [["ablated", *(f"k = {k}" for k in ks)]]
+    for kind in KINDS if ks else ():
+        at = ("fooled", kind)
+        cells = [[str(interval(values(results, *at, k, what))) for what in ("detected", "distortion")] for k in ks]
+        rows.append([kind, *("  ".join(cell) for cell in cells)])
     return rows
 
 

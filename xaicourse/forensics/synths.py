@@ -33,7 +33,9 @@ def sets(root: Path, seen: str | None = None, *, size: int = 224, seed: int = 0)
     """Pictures to train, validate and test on, from a folder in the ForenSynths layout.
 
     seen  the generator to train on; None: the first. Of its pictures 60 % are for training, 20 % for validation and 20 % for
-          testing, drawn at random within real and counterfeit; of the other generators' all are for testing
+          testing, drawn at random by name within a class: a counterfeit and the picture that it was made from have one name in
+          paired sets and stay together. Of the other generators' pictures all are for testing; where generators share real
+          pictures under other names, tested ones may have been trained on
     size  pixels along a side of the centre crop
 
     ValueError if there is no such generator or its pictures are too few to be divided.
@@ -51,18 +53,23 @@ def sets(root: Path, seen: str | None = None, *, size: int = 224, seed: int = 0)
         if name != seen:
             test[name] = Pair(*(Some(images, at.nonzero()[:, 0].tolist()) for at in (~truth, truth)))
             continue
-        parts: list[list[Some]] = []
+        # a counterfeit and the picture that it was made from have one name in paired sets: they stay together
+        names = [(path.parent.parent, path.stem) for path in images.paths]
+        known = sorted(set(names))
         draw = torch.Generator().manual_seed(seed)
-        for of_class in (~truth, truth):
-            known = of_class.nonzero()[:, 0]
-            at: list[int] = known[torch.randperm(len(known), generator=draw)].tolist()
-            middle, last = round(0.6 * len(at)), round(0.8 * len(at))
-            pieces = (at[:middle], at[middle:last], at[last:])
+        place = {
+            known[at]: order / len(known)
+            for order, at in enumerate(torch.randperm(len(known), generator=draw).tolist())
+        }
+        parts = []
+        for low, high in ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0)):
+            inside = [at for at, name_of in enumerate(names) if low <= place[name_of] < high]
+            pieces = [[at for at in inside if bool(truth[at]) == fake] for fake in (False, True)]
             if not all(pieces):
                 raise ValueError(
-                    f"seen must have at least 5 real and 5 counterfeit pictures, {seen!r} has {len(at)} of one kind"
+                    f"seen must have enough pictures to be divided in three, {seen!r} has {int((~truth).sum())} real and "
+                    f"{int(truth.sum())} counterfeit ones"
                 )
-            parts.append([Some(images, piece) for piece in pieces])
-        train, validation, tested = (Pair(real, fake) for real, fake in zip(*parts, strict=True))
-        test[name] = tested
+            parts.append(Pair(*(Some(images, at) for at in pieces)))
+        train, validation, test[name] = parts
     return Sets(seen, train, validation, {seen: test.pop(seen), **test})
