@@ -455,3 +455,22 @@ def test_two_processes_find_what_one_does_to_the_last_bit(files, of_files, tmp_p
     assert same(channels.rank(of_files, again, shard=5, folder=tmp_path / "two" / "kept"), single)
     assert again.read == [0]
     assert same(channels.rank(of_files, files, shard=5), single)
+
+
+def test_pictures_that_make_no_number_and_models_with_other_outputs_are_refused(detector, pictures):
+    broken = pictures.clone()
+    broken[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the model's outputs for pictures 0 to .* must be finite"):
+        channels.rank(detector, broken)
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = detector
+            self.eval()
+
+        def forward(self, x):
+            return self.inside(x).expand(-1, 2)
+
+    with pytest.raises(ValueError, match=r"model must have outputs \(N, 1\)"):
+        channels.rank(Two(), pictures)

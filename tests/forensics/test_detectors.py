@@ -392,3 +392,27 @@ def test_chance_is_refused_at_the_level_that_is_asked_for():
         except ValueError:
             refused += 1
     assert 162 <= refused <= 196  # 180 expected; three and a half standard deviations or more
+
+
+@pytest.mark.parametrize("change", [{"sigma": -1.0}, {"rate": 0.0}])
+def test_settings_that_are_refused_leave_the_detector_in_evaluation_mode(change):
+    detector, pictures = detectors.build("small"), torch.rand(2, 3, 32, 32)
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be above 0"):
+        detectors.train(detector, pictures, pictures, steps=1, **change)
+    assert not any(module.training for module in detector.modules())
+
+
+def test_a_training_that_breaks_off_leaves_the_detector_in_evaluation_mode():
+    class Broken:
+        paths = ()
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, at):
+            raise OSError("no disk")
+
+    detector = detectors.build("small")
+    with pytest.raises(OSError, match="no disk"):
+        detectors.train(detector, Broken(), torch.rand(2, 3, 32, 32), steps=1)
+    assert not any(module.training for module in detector.modules())

@@ -261,3 +261,12 @@ def test_a_process_that_comes_late_finds_what_the_first_has_written(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "b.json").read_text())["by"] == 0
+
+
+def test_results_of_another_seed_or_k_in_the_same_folder_are_refused(run):
+    run.ablate()
+    for other, said in (({"seed": 6}, "seed = 5, asked for is 6"), ({"k": 3}, "k = 12, asked for is 3")):
+        settings = {"seed": 5, "steps": 25, "k": 12} | other
+        with pytest.raises(ValueError, match=said):
+            Run(run.folder, run.sets, "small", **settings).ablate()
+    assert run.ablate()["k"] == 12

@@ -266,7 +266,7 @@ def test_a_generator_without_the_one_channel_that_gives_it_away_is_believed():
         red.weight.copy_(torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])[:, :, None, None])
         detector[-1].weight.fill_(20)
         detector[-1].bias.fill_(-4)
-    model, z = fooling.Counterfeiter(autoencoder, detector), codes(6)
+    model, z = fooling.Counterfeiter(autoencoder, detector.eval()), codes(6)
     ranking = channels.rank(model, z, composite="epsilon_plus", within="decoder.")
     assert ranking.top(1) == [("decoder.5", 5)]
     assert (fooling.attack(model, z, []).detected > 0).all()

@@ -170,3 +170,11 @@ def test_without_noise_counterfeits_do_not_depend_on_how_patches_are_cut_into_ch
     real = patches.crop(("coffee", "china"), 21)
     whole, cut = (generators.counterfeit(vivid, real, noise=0, chunk=chunk) for chunk in (21, 4))
     assert (whole - cut).abs().max() <= 1.001 / 255
+
+
+def test_a_generator_in_training_mode_is_refused_and_its_statistics_stay():
+    model = generators.Autoencoder("nearest", width=8).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="evaluation mode"):
+        generators.counterfeit(model, torch.rand(2, 3, 32, 32))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

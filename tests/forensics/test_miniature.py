@@ -59,7 +59,7 @@ def test_counterfeits_are_made_from_their_own_real_patches(few, made):
     class Same(torch.nn.Module):
         encoder = decoder = torch.nn.Identity()
 
-    sets = miniature.sets(3, {kind: Same() for kind in generators.KINDS})
+    sets = miniature.sets(3, {kind: Same().eval() for kind in generators.KINDS})
     for pair in (sets.train, sets.validation, *sets.test.values()):
         distances = torch.cdist(pair.fake.flatten(1), pair.real.flatten(1))
         assert torch.equal(distances.argmin(1), torch.arange(len(pair.real)))

@@ -56,7 +56,9 @@ def test_an_unknown_generator_and_too_few_pictures_are_refused(root, tmp_path):
     with pytest.raises(ValueError, match="seen must be a generator in .*, one of half, quarter, got 'third'"):
         synths.sets(root, "third", size=32)
     few = folders.make_sample(tmp_path, count=1)
-    with pytest.raises(ValueError, match="at least 5 real and 5 counterfeit pictures, 'half' has 2 of one kind"):
+    with pytest.raises(
+        ValueError, match="enough pictures to be divided in three, 'half' has 2 real and 2 counterfeit ones"
+    ):
         synths.sets(few, size=32)
     assert len(synths.sets(folders.make_sample(tmp_path, count=3), size=32).validation.real) == 1
 
@@ -66,3 +68,13 @@ def test_other_generators_may_have_few_pictures(root, tmp_path):
     for file in (mixed / "quarter").glob("*/*/000[1-4].png"):
         file.unlink()
     assert len(synths.sets(mixed, "half", size=32).test["quarter"].fake) == 2
+
+
+def test_a_counterfeit_and_the_picture_that_it_was_made_from_are_in_one_part(tmp_path):
+    found = synths.sets(folders.make_sample(tmp_path, count=10), "half", size=32)
+
+    def names(pair):
+        return {(path.parent.parent, path.stem) for of_class in (pair.real, pair.fake) for path in of_class.paths}
+
+    parts = [names(pair) for pair in (found.train, found.validation, found.test["half"])]
+    assert all(parts) and sum(map(len, parts)) == len(set().union(*parts)) == 20

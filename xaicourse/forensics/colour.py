@@ -129,7 +129,7 @@ def plant(
     pictures  (N, 3, H, W) in [0, 1]
     artefact  one of ``ARTEFACTS``
     strength  root mean square over R, G and B; both artefacts have the same, so that only their direction differs
-    generator which of the two phases each picture gets
+    generator which of the two phases each picture gets; None: by PyTorch's own random numbers
 
     Returns quantised pictures of the same shape; near black and white the clip to [0, 1] leaves a little of the other kind.
     """
