@@ -34,8 +34,8 @@ KINDS = ("top", "random", "layer-matched", "low")
 def choose(ranking: Ranking, k: int, kind: str, *, generator: torch.Generator | None = None) -> list[Channel]:
     """Choose k channels: "top", "low", or at random, from all ("random") or from the layers of the top k ("layer-matched").
 
-    Random draws may hit a channel of the top k, as in the paper; ``generator`` None: by PyTorch's own random numbers. TypeError or
-    ValueError for a k that is not from 1 to the number of channels and for another kind.
+    Random draws may hit a channel of the top k, as in the paper; ``generator`` None: by PyTorch's own random numbers. TypeError
+    or ValueError for a k that is not from 1 to the number of channels and for another kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -108,8 +108,8 @@ def augment(
     blur      the probability of a Gaussian blur, whose sigma is drawn from 0 to ``sigma`` pixels
     jpeg      the probability of JPEG, whose quality is drawn from 30 to 100; it comes after the blur
 
-    ``generator`` None: by PyTorch's own random numbers. Returns new pictures of the same shape. ValueError for a probability above
-    1. (Wang et al. 2020, with both at one half.)
+    ``generator`` None: by PyTorch's own random numbers. Returns new pictures of the same shape. ValueError for a probability
+    above 1. (Wang et al. 2020, with both at one half.)
     """
     for name, probability in (("blur", blur), ("jpeg", jpeg)):
         check_weight(name, probability)
