@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xaicourse.forensics import ablation, colour, detectors, generators, miniature, patches
+from xaicourse.forensics import ablation, channels, colour, detectors, generators, miniature, patches
 from xaicourse.forensics.miniature import Pair, Sets
 
 COUNTS = {"train": 30, "validation": 12, "test": 10}
@@ -103,9 +103,13 @@ def test_outranking_by_hand():
     relevance = torch.tensor([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
     # layer a: by tuning 2 and 3 are the upper half, and win all four comparisons; layer b: channel 0 is tuned, and loses
     tuned = {"a": torch.tensor([-0.9, -0.5, 0.1, 0.2]), "b": torch.tensor([0.3, -0.3])}
-    assert miniature._outrank(names, relevance, tuned) == 0.5
-    assert miniature._outrank(names, relevance, {"a": tuned["a"]}) == 1.0
-    assert miniature._outrank(names, torch.ones(6, dtype=torch.float64), tuned) == 0.5, "a tie is half a win"
+
+    def of(relevance, tuned):
+        return miniature.outrank(channels.Ranking(names, relevance, 1, "of a test"), tuned)
+
+    assert of(relevance, tuned) == 0.5
+    assert of(relevance, {"a": tuned["a"]}) == 1.0
+    assert of(torch.ones(6, dtype=torch.float64), tuned) == 0.5, "a tie is half a win"
 
 
 @pytest.fixture(scope="module")

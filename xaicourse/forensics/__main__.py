@@ -24,9 +24,8 @@ import torch
 from torch import distributed
 
 from ..arguments import check_count
-from . import detectors, folders, miniature, patches, report, synths
+from . import colour, detectors, folders, miniature, patches, report, synths
 from .channels import norms
-from .colour import ARTEFACTS
 from .experiment import Run, keep
 
 _log = logging.getLogger("xaicourse.forensics")
@@ -140,9 +139,15 @@ def _run(asked: argparse.Namespace, seed: int) -> None:
             run.rivals()
     if asked.data is None and "evaluate" in steps:
         about: dict[str, Any] = {"seed": seed, "configuration": {"detector": "small"}}
-        keep(folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in ARTEFACTS} | about)
+        keep(
+            folder / "planted.json", lambda: {kind: miniature.planted(seed, kind) for kind in colour.ARTEFACTS} | about
+        )
         if "small" in asked.detector:
             small = _detector(asked, seed, "small", sets, device="cpu")  # where the generators are
+            keep(
+                folder / "tuned.json",
+                lambda: {"outrank": miniature.outrank(small.rank(), colour.tuning(small.detector())), "seed": seed},
+            )
             keep(
                 folder / "fooled.json",
                 lambda: (
@@ -191,7 +196,7 @@ def _report(asked: argparse.Namespace) -> str:
         if len(table) > 1:
             lines += ["", f"{name}: AP, paired differences"]
             lines += _aligned(table)
-    for artefact in ARTEFACTS:
+    for artefact in colour.ARTEFACTS:
         found = {what: report.values(results, "planted", artefact, what) for what in ("precision", "outrank", "random")}
         if found["outrank"]:
             said = ", ".join(f"{what} {report.interval(of_seeds)}" for what, of_seeds in found.items())

@@ -274,8 +274,9 @@ def check_detects(real: Tensor, fake: Tensor, *, level: float = 0.01) -> None:
     if not test.pvalue < level:
         area = test.statistic / (len(real) * len(fake))
         raise AtChance(
-            f"detector must tell counterfeits from real pictures for its channels to be ranked: on these it is at chance (area "
-            f"under the ROC curve {area:.2f}, p = {test.pvalue:.2g}), and a ranking would explain what it does not know"
+            f"detector must tell counterfeits from real pictures for its channels to be ranked: on these {len(real)} real "
+            f"and {len(fake)} counterfeit ones it is at chance (area under the ROC curve {area:.2f}, p = {test.pvalue:.2g}; with few "
+            "pictures p cannot be small), and a ranking would explain what it does not know"
         )
 
 

@@ -9,7 +9,7 @@ which the generator loses the channels that give it away.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,7 +22,7 @@ from . import ablation, channels, colour, detectors, fooling, generators, patche
 from .generators import Autoencoder
 from .patches import Pictures
 
-__all__ = ["SEEN", "SETTINGS", "SIGMA", "Pair", "Sets", "autoencoders", "fooled", "planted", "sets"]
+__all__ = ["SEEN", "SETTINGS", "SIGMA", "Pair", "Sets", "autoencoders", "fooled", "outrank", "planted", "sets"]
 
 SEEN = "transposed"
 """The generator whose counterfeits the detectors are trained on."""
@@ -113,8 +113,7 @@ def planted(seed: int, artefact: str, *, steps: int = 300, strength: float = 0.0
     strength  of the artefact, root mean square
 
     Returns the detector's average precision on tested patches; and "outrank", the probability that of two channels of one
-    layer the one tuned to colour (``colour.tuning``) is the more relevant: one half where tuning does not matter. It is the
-    mean over layers of the Mann-Whitney statistic between the channels in the upper and in the lower half of a layer's tuning.
+    layer the one tuned to colour (``colour.tuning``) is the more relevant: one half where tuning does not matter (``outrank``).
     "random" is the same for a random ranking.
     """
     train, validation, test = (
@@ -134,18 +133,24 @@ def planted(seed: int, artefact: str, *, steps: int = 300, strength: float = 0.0
     tuned = colour.tuning(detector)
     return {
         "precision": detectors.quality(*tested, detectors.threshold(*validated)).precision,
-        "outrank": _outrank(ranking.channels, ranking.relevance, tuned),
-        "random": _outrank(ranking.channels, ranking.relevance[shuffled], tuned),
+        "outrank": outrank(ranking, tuned),
+        "random": outrank(replace(ranking, relevance=ranking.relevance[shuffled]), tuned),
         "steps": steps,
         "strength": strength,
     }
 
 
-def _outrank(names: tuple[channels.Channel, ...], relevance: Tensor, tuned: dict[str, Tensor]) -> float:
+def outrank(ranking: channels.Ranking, tuned: dict[str, Tensor]) -> float:
+    """The probability that of two channels of one layer the one with the higher tuning is the more relevant.
+
+    tuned  of each channel by path of the batch norm, as ``colour.tuning`` gives it
+
+    The mean over layers of the Mann-Whitney statistic between the upper and the lower half of a layer's tuning.
+    """
     of_layers = []
     for path, tuning in tuned.items():
         R = torch.zeros(len(tuning), dtype=torch.float64)
-        for (at, index), value in zip(names, relevance.tolist(), strict=True):
+        for (at, index), value in zip(ranking.channels, ranking.relevance.tolist(), strict=True):
             if at == path:
                 R[index] = value
         order = tuning.argsort()

@@ -212,7 +212,7 @@ def complete(results: dict[str, Any]) -> bool:
     """Whether there is all that ``summary`` needs: the miniature, with both detectors that the lecture shows."""
     steps = {"small": ("ablate", "evaluate"), "efficientnet_lite0": ("ablate", "evaluate")}
     return all(
-        {"planted", "fooled"} <= set(one)
+        {"planted", "fooled", "tuned"} <= set(one)
         and all(set(needed) <= set(one.get(name, {})) for name, needed in steps.items())
         for one in results.values()
     )
@@ -232,6 +232,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         found[name]["lost beyond layers"] = list(difference(results, rows["layer-matched"], rows["top"]))
         found[name]["difference"] = {"gray, colour": list(difference(results, gray, colour))}
     found["planted"] = {kind: list(interval(values(results, "planted", kind, "outrank"))) for kind in ARTEFACTS}
+    found["tuned"] = list(interval(values(results, "tuned", "outrank")))
     found["gray photographs called real"] = {
         arm: list(interval(values(results, "small", "evaluate", "arms", arm, "*", "all gray", "real"))) for arm in ARMS
     }
