@@ -275,8 +275,8 @@ def check_detects(real: Tensor, fake: Tensor, *, level: float = 0.01) -> None:
         area = test.statistic / (len(real) * len(fake))
         raise AtChance(
             f"detector must tell counterfeits from real pictures for its channels to be ranked: on these {len(real)} real "
-            f"and {len(fake)} counterfeit ones it is at chance (area under the ROC curve {area:.2f}, p = {test.pvalue:.2g}; with few "
-            "pictures p cannot be small), and a ranking would explain what it does not know"
+            f"and {len(fake)} counterfeit ones it is at chance (area under the ROC curve {area:.2f}, p = {test.pvalue:.2g}; "
+            "with few pictures p cannot be small), and a ranking would explain what it does not know"
         )
 
 
