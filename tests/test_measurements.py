@@ -355,7 +355,7 @@ def test_rows_of_one_question_stand_together_and_lead_to_their_notebooks(tmp_pat
     assert cells[2][1] == "values<br>`neighbors.nearest`" and cells[3][1].startswith("later")
     assert [each[4] for each in cells[2:]] == [
         "[03 · A1](03_labels.ipynb)",
-        "15 · F2, `data/labels/found.json`",
+        "15 · F2, [found](../data/labels/found.json)",
         "[03 · A1](03_labels.ipynb)",
     ]
     assert cells[4][2] == r"Of \|R\| 19."

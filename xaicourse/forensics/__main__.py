@@ -35,8 +35,17 @@ _CONFIGURATION = "configuration.json"
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m xaicourse.forensics", description=__doc__.split("\n\n")[0])
-    parser.add_argument("command", choices=COMMANDS)
+    parser = argparse.ArgumentParser(
+        "python -m xaicourse.forensics",
+        description=__doc__.split("\n\n")[0],
+        epilog="Images of your own: --data ROOT with ROOT/generator/class/{0_real,1_fake}. Each step goes on where it stopped.",
+    )
+    parser.add_argument(
+        "command",
+        choices=COMMANDS,
+        help="data: what there is; train: detectors (and generators); rank: channels by relevance; ablate: without them; "
+        "evaluate: in colour and gray, and all before it; report: tables over seeds",
+    )
     parser.add_argument("--data", type=Path, help="images in the ForenSynths layout; without it the miniature")
     parser.add_argument("--out", type=Path, default=Path("forensics-runs"), help="where results go (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each (%(default)s)")
