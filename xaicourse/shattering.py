@@ -654,7 +654,9 @@ def _first_lines(
         for number, values in enumerate(bend.split(sizes)):
             units = (above[number] & below[number]).nonzero()[:, 0]
             if lines[number] is None and len(units):
-                lines[number] = values[:, units].numpy()
+                cut = values[:, units].numpy()
+                if len(_divide(polygons[number], cut)) > 1:  # where only a sliver would be cut off, look further on
+                    lines[number] = cut
 
     _watch(twin, inputs, live, see)
     return lines
