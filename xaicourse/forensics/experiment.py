@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -197,7 +198,7 @@ class Run:
     def _ablate(self) -> dict[str, Any]:
         detector, cut, k = self.detector(), self.cut("colour"), self.settings()["k"]
         found: dict[str, Any] = {"k": k, "channels": len(self.rank().channels), "threshold": cut}
-        found["layers"] = dict(sorted(_count(path for path, _ in self.rank().top(k)).items()))
+        found["layers"] = dict(sorted(Counter(path for path, _ in self.rank().top(k)).items()))
         found["baseline"] = self._quality(detector, cut)
         for where in self.places:
             found[where] = {}
@@ -306,13 +307,6 @@ def _average(draws: Sequence[Any]) -> Any:
     if isinstance(draws[0], dict):
         return {key: _average([draw[key] for draw in draws]) for key in draws[0]}
     return mean(draws)
-
-
-def _count(items: Any) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for item in items:
-        found[item] = found.get(item, 0) + 1
-    return found
 
 
 def _first() -> bool:

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from ..weights import DATA
 from .ablation import KINDS
+from .channels import norms
 from .colour import ARTEFACTS
 from .experiment import ARMS
+from .generators import Autoencoder
+from .miniature import SEEN
 
 __all__ = [
     "shipped",
@@ -237,10 +240,11 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         arm: list(interval(values(results, "small", "evaluate", "arms", arm, "*", "all gray", "real"))) for arm in ARMS
     }
     found["fooled"] = {"whole": list(interval(values(results, "fooled", "whole")))} | {
-        kind: {what: list(interval(values(results, "fooled", kind, "8", what))) for what in ("detected", "distortion")}
+        kind: {what: list(interval(values(results, "fooled", kind, _OFF, what))) for what in ("detected", "distortion")}
         for kind in KINDS
     }
-    found["fooled"] |= {"channels off": 8, "channels": 64}  # of the generator
+    of_generator = norms(Autoencoder(SEEN).decoder).values()
+    found["fooled"] |= {"channels off": int(_OFF), "channels": sum(norm.num_features for norm in of_generator)}
     return found
 
 
@@ -253,3 +257,4 @@ def _first(results: dict[str, Any], detector: str, step: str) -> dict[str, Any]:
 
 _Path = tuple[str | None, ...]  # of keys; None stands for a generator's name
 _QUALITY = ("precision", "real", "fake")
+_OFF = "8"  # channels of the generator, of those numbers that were tried
